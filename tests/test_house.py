@@ -1,0 +1,93 @@
+"What no notebook can hold: the package as it is built and installed, and the links of the pages outside `nbs/`"
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+lib = root/'cemiface'
+
+def settings():
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']
+
+def tracked():
+    "The checkout's files, without what git ignores"
+    r = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=root, capture_output=True, text=True, check=True)
+    return [o for o in r.stdout.splitlines() if (root/o).is_file()]
+
+@pytest.fixture(scope='session')
+def dist(tmp_path_factory):
+    "sdist, and the wheel made from it, of a clean copy of the checkout"
+    src, out = tmp_path_factory.mktemp('src'), tmp_path_factory.mktemp('dist')
+    for o in tracked():
+        if o.startswith(('nbs/', 'data/')): continue
+        (src/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(root/o, src/o)
+    cmd = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(out), str(src)]
+    r = subprocess.run(cmd, capture_output=True, text=True)
+    assert r.returncode==0, r.stdout[-2000:]+r.stderr[-2000:]
+    return out
+
+def packaged(): return {o for o in tracked() if o.startswith('cemiface/') and '__pycache__' not in o}
+
+def test_wheel_holds_the_package_and_nothing_else(dist):
+    with zipfile.ZipFile(*dist.glob('*.whl')) as z: names = [o for o in z.namelist() if '.dist-info/' not in o]
+    assert set(names)==packaged()
+
+def test_recipes_and_assets_are_packaged():
+    assert {'toy', 'lfw-cpu', 'lfw'} <= {o.stem for o in (lib/'recipes').glob('*.toml')}
+    assert any(o.endswith('.safetensors') for o in packaged())
+
+def test_assets_stay_small():
+    assert sum((root/o).stat().st_size for o in packaged() if o.startswith('cemiface/assets/')) <= 10e6
+
+def test_sdist_can_build_and_explain_itself(dist):
+    with tarfile.open(*dist.glob('*.tar.gz')) as t: names = {o.split('/', 1)[1] for o in t.getnames() if '/' in o}
+    pages = {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md'}
+    assert pages|packaged() <= names
+
+def test_wheel_metadata_comes_from_settings(dist):
+    cfg = settings()
+    with zipfile.ZipFile(*dist.glob('*.whl')) as z:
+        read = lambda f: z.read(next(o for o in z.namelist() if o.endswith(f'.dist-info/{f}'))).decode()
+        meta, entry = read('METADATA'), read('entry_points.txt')
+    assert f"Version: {cfg['version']}\n" in meta and 'License: Apache-2.0\n' in meta.replace('License-Expression', 'License')
+    assert 'cemiface = cemiface.cli:main' in entry and 'cemiface = cemiface._modidx:d' in entry
+
+def test_import_is_light():
+    code = 'import time; t = time.process_time(); import cemiface, sys; print(time.process_time()-t, *sys.modules)'
+    seconds, *mods = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert float(seconds) < .5
+    assert not {'torch', 'fastai', 'diffusers', 'numpy', 'matplotlib'} & set(mods)
+
+def test_every_import_is_a_declared_requirement():
+    dist_of = dict(PIL='pillow', sklearn='scikit_learn', tomllib='')
+    declared = {re.split(r'[<>=!~\[]', o)[0].replace('-', '_').lower() for o in settings()['requirements'].split()}
+    found = set()
+    for f in lib.glob('*.py'):
+        for n in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
+            if isinstance(n, ast.Import): found |= {a.name.split('.')[0] for a in n.names}
+            elif isinstance(n, ast.ImportFrom) and n.level==0: found.add(n.module.split('.')[0])
+    found -= {'cemiface', *sys.stdlib_module_names}
+    assert {dist_of.get(o, o).lower() for o in found} <= declared
+
+def test_modules_import_only_earlier_ones():
+    order = {re.sub(r'^\d+_', '', p.stem):int(p.stem[:2]) for p in (root/'nbs').glob('[0-9][0-9]_*.ipynb')}
+    for name,n in order.items():
+        f = lib/f'{name}.py'
+        used = set(re.findall(r'^\s*(?:from|import) cemiface\.(\w+)', f.read_text(encoding='utf-8'), re.M)) if f.exists() else set()
+        assert not [o for o in used if order.get(o, -1) >= n], name
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'data/README.md'])
+def test_links_of_a_page_lead_somewhere(page):
+    text = re.sub(r'```.*?```', '', (root/page).read_text(encoding='utf-8'), flags=re.S)
+    links = [o.split('#')[0] for o in re.findall(r'\]\((?!\w+:|#)([^)\s]+)', text)]
+    assert not [o for o in links if not ((root/page).parent/o).exists()]
