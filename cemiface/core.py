@@ -91,7 +91,8 @@ def _write_error(e, path, tmp):
     if getattr(e, 'errno', None) is None:
         code = re.search(r'os error (\d+)', str(e))
         full = r'No space left|requested and \d+ written|failed writing file|unexpected pos \d+ vs'
-        code = int(code[1]) if code else errno.ENOSPC if re.search(full, str(e)) else None
+        told = next((o for o in _why if f'strerror: {os.strerror(o)}' in str(e)), None)
+        code = int(code[1]) if code else told or (errno.ENOSPC if re.search(full, str(e)) else None)
     elif e.filename is None: code = e.errno if e.errno in _why else None  # a failed write() names no file
     else:
         at = Path(os.fsdecode(e.filename))

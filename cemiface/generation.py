@@ -9,25 +9,25 @@ __all__ = ['CONTROLS', 'InquiryConfig', 'select_inquiries', 'sphere_point', 'con
 
 # %% ../nbs/09_generation.ipynb #c003
 import inspect
-import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from .core import CemiFaceError, RunFolder, atomic_path, fingerprint, knob, progress, sha256_file, stable_seed, write_json
+from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, atomic_path, check_version, fingerprint, knob, progress,
+    sha256_file, stable_seed)
 from .faces import FaceSet, save_image, to_float, to_uint8
-from .formats import manifest_line, read_manifest
+from .formats import manifest_line, mend_manifest
 from .recognition import Recogniser, embed, unit
 from .schedule import ddim, make_scheduler
-from .training import GeneratorParts, train_denoiser
+from .training import GeneratorParts, processes, steps_in_all, train_denoiser, training_key
 from .unet import Condition, FaceUNet
 
 # %% ../nbs/09_generation.ipynb #c006
@@ -37,7 +37,8 @@ class InquiryConfig:
     source:str = knob('faces', 'a given set of faces, or drawn by the generator itself without condition', choices=['faces', 'synthetic'])
     identities:int = knob(10_000, 'how many to keep', lo=2)
     threshold:float = knob(.3, 'every pair of inquiries is less similar than this, by E_id', above=-1, hi=1)
-    avoid:float = knob(1., 'every inquiry is less similar than this to every face the generator was trained on; 1 does not ask', above=-1, hi=1)
+    avoid:float = knob(1., 'every inquiry is less similar than this to every face the generator was trained on; 1 does not ask',
+        above=-1, hi=1)
     drawn:int = knob(20_000, 'faces drawn to choose from, when synthetic', lo=2)
 
 def select_inquiries(
@@ -105,6 +106,7 @@ def direction(
     return torch.randn(dim, generator=torch.Generator().manual_seed(stable_seed(seed, 'direction', identity, index)))
 
 # %% ../nbs/09_generation.ipynb #c016
+@dataclass
 class CemiFaceOutput(BaseOutput):
     "`images` (as asked for) and `similarity` of each to its inquiry by E_id, (n,)"
     images:list|np.ndarray|Tensor
@@ -121,42 +123,45 @@ class CemiFacePipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(unet=unet, condition=condition, scheduler=scheduler, recogniser=recogniser)
-        self.register_to_config(trained=trained or {})
+        self.register_to_config(trained=dict(format_version=FORMAT_VERSION) | (trained or {}))
 
     @property
     def size(self): return self.unet.config.sample_size*self.unet.patch
 
     @property
     def fingerprint(self):
-        "Short hex digest of the weights and the recogniser"
+        "Short hex digest of all that decides its faces: weights, scheduler, recogniser"
         weights = {f'{n}.{k}': v.float().cpu().numpy() for n in ('unet', 'condition') for k, v in getattr(self, n).state_dict().items()}
-        return fingerprint(weights, self.recogniser.fingerprint, dict(self.scheduler.config).get('prediction_type'))
+        sampler = {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')}
+        return fingerprint(weights, type(self.scheduler).__name__, sampler, self.recogniser.fingerprint)
 
-    @torch.no_grad()
-    def sample(self,
-        e:Tensor, # what the condition is fed, (b,D)
-        m:Tensor, # likewise, (b,)
-        generators:list[torch.Generator], # one per face
-        steps:int=20, # steps of the scheduler
-        eta:float=0., # noise re-added by DDIM, 0 (none) to 1
-        guidance:float=1., # 1 follows the condition; above, away from the unconditional prediction
-        drop:Tensor|None=None, # bool (b,): draw without condition
-    )->Tensor: # faces, (b,3,h,w) in [-1,1]
-        "The sampling loop; no value leaves the device before the end"
-        x = torch.stack([torch.randn((3, self.size, self.size), generator=g, device=g.device) for g in generators]).to(self.device)
-        self.scheduler.set_timesteps(steps, device=self.device)
-        accepts = inspect.signature(self.scheduler.step).parameters
-        extra = {k: v for k, v in dict(eta=eta, generator=generators).items() if k in accepts}
-        x, tokens = x*self.scheduler.init_noise_sigma, self.condition(e, m, drop)
-        if guidance != 1: free = self.condition(e, m, torch.ones_like(m, dtype=bool))
-        for t in self.scheduler.timesteps:
-            x_in = self.scheduler.scale_model_input(x, t)
-            out = self.unet(x_in, t, tokens)
-            if guidance != 1: bare = self.unet(x_in, t, free); out = bare + guidance*(out-bare)
-            x = self.scheduler.step(out.float(), t, x, **extra).prev_sample
-        return x.clamp(-1, 1)
+# %% ../nbs/09_generation.ipynb #c022
+@patch
+@torch.no_grad()
+def sample(self:CemiFacePipeline,
+    e:Tensor, # what the condition is fed, (b,D)
+    m:Tensor, # likewise, (b,)
+    generators:list[torch.Generator], # one per face
+    steps:int=20, # steps of the scheduler
+    eta:float=0., # noise re-added by DDIM, 0 (none) to 1
+    guidance:float=1., # 1 follows the condition; above, away from the unconditional prediction
+    drop:Tensor|None=None, # bool (b,): draw without condition
+)->Tensor: # faces, (b,3,h,w) in [-1,1]
+    "The sampling loop; no value leaves the device before the end"
+    x = torch.stack([torch.randn((3, self.size, self.size), generator=g, device=g.device) for g in generators]).to(self.device)
+    self.scheduler.set_timesteps(steps, device=self.device)
+    accepts = inspect.signature(self.scheduler.step).parameters
+    extra = {k: v for k, v in dict(eta=eta, generator=generators).items() if k in accepts}
+    x, tokens = x*self.scheduler.init_noise_sigma, self.condition(e, m, drop)
+    if guidance != 1: free = self.condition(e, m, torch.ones_like(m, dtype=bool))
+    for t in self.scheduler.timesteps:
+        x_in = self.scheduler.scale_model_input(x, t)
+        out = self.unet(x_in, t, tokens)
+        if guidance != 1: bare = self.unet(x_in, t, free); out = bare + guidance*(out-bare)
+        x = self.scheduler.step(out.float(), t, x, **extra).prev_sample
+    return x.clamp(-1, 1)
 
-# %% ../nbs/09_generation.ipynb #c017
+# %% ../nbs/09_generation.ipynb #c025
 def check_steps(
     steps:int, # sampling steps asked for
     T:int, # noise levels of the schedule
@@ -164,7 +169,8 @@ def check_steps(
     "Raises CemiFaceError unless 1 <= steps <= T"
     if not 1 <= steps <= T: raise CemiFaceError(f'steps = {steps} is outside [1, {T}], the number of noise levels of this generator')
 
-def _call(self,
+@patch
+def __call__(self:CemiFacePipeline,
     faces:Tensor, # inquiry faces, (n,3,h,w) in [-1,1], of any size
     m:float=0., # similarity asked for, in [-1,1]
     control:str='scalar', # `scalar` or `sphere`
@@ -177,7 +183,7 @@ def _call(self,
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, control or steps out of range"
     check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
-    seed = generator if isinstance(generator, int) else int(torch.randint(2**31, (1,), generator=generator))
+    seed = generator if isinstance(generator, int) else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     e0 = self.recogniser(faces.to(self.device)).float().repeat_interleave(num_images_per_face, 0)
     who = [(i, k) for i in range(len(faces)) for k in range(num_images_per_face)]
     u = torch.stack([direction(seed, i, k, e0.shape[1]) for i, k in who]).to(self.device)
@@ -188,9 +194,7 @@ def _call(self,
     u8 = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
     return CemiFaceOutput(images=u8/np.float32(255) if output_type == 'np' else [Image.fromarray(o) for o in u8], similarity=s)
 
-CemiFacePipeline.__call__ = _call
-
-# %% ../nbs/09_generation.ipynb #c023
+# %% ../nbs/09_generation.ipynb #c031
 @dataclass
 class GenerationConfig:
     "How faces are drawn (section `generation` of a recipe)"
@@ -215,7 +219,7 @@ def draw_batch(
     "Draw one padded batch"
     device, n = pipeline.device, len(who)
     who = who + [who[-1]]*(cfg.batch-n)
-    e0 = torch.as_tensor(np.asarray(e0), dtype=torch.float32, device=device)
+    e0 = torch.as_tensor(e0, dtype=torch.float32, device=device)
     e0 = torch.cat([e0, e0[-1:].expand(cfg.batch-n, -1)])
     u = torch.stack([direction(seed, *w, e0.shape[1]) for w in who]).to(device)
     mm = torch.full((cfg.batch,), float(m), device=device)
@@ -228,7 +232,7 @@ def draw_batch(
     s = F.cosine_similarity(e0, pipeline.recogniser(to_float(u8)).float())
     return u8[:n].cpu(), s[:n].cpu()
 
-# %% ../nbs/09_generation.ipynb #c026
+# %% ../nbs/09_generation.ipynb #c034
 def draw_unconditional(
     pipeline:CemiFacePipeline, # generator, trained with condition dropout
     n:int, # how many
@@ -237,14 +241,15 @@ def draw_unconditional(
 )->np.ndarray: # faces, uint8 (n,3,h,w)
     "Faces without an inquiry; raises CemiFaceError if the generator never learned to draw them"
     if not pipeline.config.trained.get('dropout'):
-        raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw inquiries of its own; give it a folder of inquiry faces')
-    cfg, out = cfg or GenerationConfig(), []
+        raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw inquiries of its own; '
+                            'give it a folder of inquiry faces')
+    cfg, out, seed = cfg or GenerationConfig(), [], stable_seed(seed, 'unconditional')
     zeros = np.zeros((cfg.batch, pipeline.recogniser.config.dim), np.float32)
     with progress(n, 'drawing unconditional faces', 'img') as bar:
         for i in range(0, n, cfg.batch):
-            k = min(cfg.batch, n-i)
-            out.append(draw_batch(pipeline, zeros[:k], 1., 'none', [(i+j, 0) for j in range(k)], stable_seed(seed, 'unconditional'), cfg)[0].numpy())
-            bar.update(k)
+            who = [(j, 0) for j in range(i, min(n, i+cfg.batch))]
+            out.append(draw_batch(pipeline, zeros[:len(who)], 1., 'none', who, seed, cfg)[0].numpy())
+            bar.update(len(who))
     return np.concatenate(out)
 
 def write_inquiries(
@@ -256,9 +261,7 @@ def write_inquiries(
         for i, p in enumerate(pictures): save_image(p, tmp/f'{i:06d}'/'000.png')
     return FaceSet.from_folder(out, pictures.shape[-1])
 
-# %% ../nbs/09_generation.ipynb #c029
-def _plan(inquiries, per_identity): return [(i, k) for i in range(len(inquiries)) for k in range(per_identity)]
-
+# %% ../nbs/09_generation.ipynb #c037
 def set_key(
     pipeline:CemiFacePipeline, # generator
     inquiries:FaceSet, # one face per identity
@@ -269,14 +272,24 @@ def set_key(
     how = {k: v for k, v in asdict(cfg).items() if k != 'copies'}
     return fingerprint(pipeline.fingerprint, inquiries.fingerprint, float(m), control, seed, how)
 
-def _lines(inquiries, m, control, seed, dim, ext, who, s):
-    "Manifest lines of one batch"
-    for (i, k), sim in zip(who, s.tolist()):
-        extra = dict(direction=stable_seed(seed, 'direction', i, k)) if control == 'sphere' else {}
-        source = dict(path=inquiries.files[i], sha256=sha256_file(Path(inquiries.root)/inquiries.files[i]))
-        yield manifest_line(identity=i, index=k, file=f'{i:06d}/{k:03d}.{ext}', m=m, control=control, seed=seed, inquiry=source, similarity=round(sim, 5), **extra)
+def _rows(out):
+    "What the manifests of all processes say, by identity and index; torn lines are cut off"
+    return {(r['identity'], r['index']): r for p in sorted(out.glob('manifest*.jsonl')) for r in mend_manifest(p)}
 
-# %% ../nbs/09_generation.ipynb #c030
+def _missing(out, who, batch, ranks):
+    "This process's share of the batches that are not on disk"
+    with ranks.main_process_first(): there = {k for k, r in _rows(out).items() if (out/r['file']).exists()}
+    todo = [who[i:i+batch] for i in range(0, len(who), batch) if not there.issuperset(who[i:i+batch])]
+    ranks.wait_for_everyone()
+    return todo[ranks.process_index::ranks.num_processes]
+
+def _line(i, k, similarity, m, control, seed, source, ext):
+    "Manifest line of a face"
+    extra = dict(direction=stable_seed(seed, 'direction', i, k)) if control == 'sphere' else {}
+    return manifest_line(identity=i, index=k, file=f'{i:06d}/{k:03d}.{ext}', m=m, control=control, seed=seed, inquiry=source,
+        similarity=round(similarity, 5), **extra)
+
+# %% ../nbs/09_generation.ipynb #c039
 def generate_set(
     pipeline:CemiFacePipeline, # generator
     inquiries:FaceSet, # one face per identity, read from files
@@ -287,38 +300,38 @@ def generate_set(
     cfg:GenerationConfig|None=None, # how the faces are drawn
 )->FaceSet: # the finished set, labelled
     "Write a labelled set, resuming what is there; raises CemiFaceError for values out of range or a folder that holds another set"
-    cfg, out, ranks = cfg or GenerationConfig(), Path(out), PartialState()
+    cfg, out, ranks = cfg or GenerationConfig(), Path(out), processes(pipeline.device.type == 'cpu')
     check_steps(cfg.steps, pipeline.scheduler.config.num_train_timesteps)
     condition_on(torch.zeros(1, 2), torch.tensor([float(m)]), control, torch.ones(1, 2))
+    if inquiries.files is None: raise CemiFaceError('the manifest names the inquiry faces, but these are no files; use write_inquiries')
     key = set_key(pipeline, inquiries, m, control, seed, cfg)
     with ranks.main_process_first(): folder = RunFolder.open(out, key, 'set')
     if not folder.done('faces', key):
-        e0, who = embed(pipeline.recogniser, inquiries.images), _plan(inquiries, cfg.per_identity)
-        parts = sorted(out.glob('manifest-*.jsonl'))
-        there = {(r['identity'], r['index']) for p in parts for r in read_manifest(p) if (out/r['file']).exists()}
-        todo = [who[i:i+cfg.batch] for i in range(0, len(who), cfg.batch) if not there.issuperset(who[i:i+cfg.batch])]
-        with progress(len(who), f'drawing {out.name}', 'img', initial=len(who)-sum(map(len, todo))) as bar, ThreadPoolExecutor(2) as pool:
-            for batch in todo[ranks.process_index::ranks.num_processes]:
+        who = [(i, k) for i in range(len(inquiries)) for k in range(cfg.per_identity)]
+        todo, e0 = _missing(out, who, cfg.batch, ranks), embed(pipeline.recogniser, inquiries.images)
+        sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) for f in inquiries.files]
+        with progress(sum(map(len, todo)), f'drawing {out.name}', 'img') as bar, ThreadPoolExecutor(2) as pool:
+            for batch in todo:
                 u8, s = draw_batch(pipeline, e0[[i for i, _ in batch]], m, control, batch, seed, cfg)
                 files = [out/f'{i:06d}'/f'{k:03d}.{cfg.image_format}' for i, k in batch]
-                list(pool.map(lambda a: save_image(*a), zip(u8.numpy(), files)))
-                with (out/f'manifest-{ranks.process_index}.jsonl').open('a') as f:
-                    f.writelines(_lines(inquiries, m, control, seed, e0.shape[1], cfg.image_format, batch, s))
+                list(pool.map(save_image, u8.numpy(), files))
+                lines = [_line(i, k, o, m, control, seed, sources[i], cfg.image_format) for (i, k), o in zip(batch, s.tolist())]
+                with (out/f'manifest-{ranks.process_index}.jsonl').open('a') as f: f.writelines(lines)
                 bar.update(len(batch))
         ranks.wait_for_everyone()
-        if ranks.is_main_process: _merge(folder, key)
+        if ranks.is_main_process: _merge(folder, key, len(who))
         ranks.wait_for_everyone()
     return FaceSet.from_folder(out, pipeline.size)
 
-def _merge(folder, key):
+def _merge(folder, key, n):
     "One manifest out of the parts, in order; the set is then finished"
-    parts = sorted(folder.path.glob('manifest-*.jsonl'))
-    rows = {(r['identity'], r['index']): r for p in parts for r in read_manifest(p)}
-    with atomic_path(folder.path/'manifest.jsonl') as tmp: tmp.write_text(''.join(manifest_line(**rows[k]) for k in sorted(rows)))
-    folder.finish('faces', key, faces=len(rows))
-    for p in parts: p.unlink()
+    rows, out = _rows(folder.path), folder.path
+    if len(rows) < n: raise CemiFaceError(f'{out} lacks {n-len(rows)} of its {n} faces, because a process has ended early; start again')
+    with atomic_path(out/'manifest.jsonl') as tmp: tmp.write_text(''.join(manifest_line(**rows[k]) for k in sorted(rows)))
+    for p in out.glob('manifest-*.jsonl'): p.unlink()
+    folder.finish('faces', key, faces=n)
 
-# %% ../nbs/09_generation.ipynb #c033
+# %% ../nbs/09_generation.ipynb #c045
 def with_copies(
     faces:FaceSet, # generated set whose label i belongs to inquiry i
     inquiries:FaceSet, # one face per identity
@@ -329,7 +342,7 @@ def with_copies(
     labels = np.repeat(np.arange(len(inquiries)), copies)
     return FaceSet(np.concatenate([faces.images, inquiries.images[labels]]), np.concatenate([faces.labels, labels]), faces.names)
 
-# %% ../nbs/09_generation.ipynb #c036
+# %% ../nbs/09_generation.ipynb #c048
 def train_generator(
     faces:FaceSet, # faces to learn from; labels are not used
     recogniser:Recogniser, # frozen E_id
@@ -340,27 +353,41 @@ def train_generator(
     cache=None, # folder of cached embeddings
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, resuming what is there; raises CemiFaceError if `out` holds anything else"
-    out, counts = Path(out), {k: v for k, v in asdict(parts.training).items() if k not in ('checkpoint_minutes', 'tracker')}
-    key = fingerprint(asdict(parts) | dict(training=counts), faces.fingerprint, recogniser.fingerprint, seed)
-    folder = RunFolder.open(out, key, 'generator')
+    out, key, ranks = Path(out), training_key(faces, recogniser, parts, seed), processes(cpu)
+    with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator')
     if not folder.done('training', key):
         net, log = train_denoiser(faces, recogniser, parts, out/'training', seed, cpu, cache)
-        views = max(1, round(parts.training.epochs*len(faces)/parts.training.batch))*parts.training.batch
-        facts = dict(views=views, seed=seed, dropout=parts.condition.dropout, faces=len(faces), size=faces.images.shape[-1],
-            recogniser=recogniser.fingerprint, last=log[-1] if log else {})
-        if PartialState().is_main_process:
-            pipe = CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(parts.schedule)), recogniser.cpu(), facts)
-            pipe.save_pretrained(out)
+        facts = dict(views=steps_in_all(parts.training, len(faces))*parts.training.batch, seed=seed, dropout=parts.condition.dropout,
+            faces=len(faces), size=faces.images.shape[-1], recogniser=recogniser.fingerprint, last=log[-1])
+        if ranks.is_main_process:
+            _save(CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(parts.schedule)), recogniser.cpu(), facts), out)
             folder.finish('training', key, **facts)
-            (out/'training'/'checkpoint.pt').unlink(missing_ok=True)                     # nothing is left to resume
-        PartialState().wait_for_everyone()
+    ranks.wait_for_everyone()
+    if ranks.is_main_process:                                                             # nothing is left to resume
+        for p in [out/'training'/'checkpoint.pt', *(out/'training').glob('log-*.jsonl')]: p.unlink(missing_ok=True)
     return load_generator(out)
+
+# %% ../nbs/09_generation.ipynb #c049
+def _save(pipeline, out):
+    "Write a pipeline folder so that a kill leaves no half-written part"
+    for name, part in pipeline.components.items():
+        with atomic_path(out/name) as tmp: part.save_pretrained(tmp)
+    with atomic_path(out/'model_index.json') as tmp: pipeline.to_json_file(tmp)
 
 def load_generator(
     path:str|Path, # pipeline folder
 )->CemiFacePipeline: # on the CPU
     "Read a generator; raises CemiFaceError where `path` is none"
-    if not (Path(path)/'model_index.json').is_file(): raise CemiFaceError(f'{path} holds no generator (model_index.json is missing); train one with cemiface train-generator')
-    try: return CemiFacePipeline.from_pretrained(str(path), local_files_only=True)
+    if not (Path(path)/'model_index.json').is_file():
+        raise CemiFaceError(f'{path} holds no generator (model_index.json is missing); train one with cemiface train-generator')
+    disable_progress_bar()                                                               # of four small parts
+    try: pipe = CemiFacePipeline.from_pretrained(str(path), local_files_only=True)
     except CemiFaceError: raise
-    except Exception as e: raise CemiFaceError(f'{path} cannot be read as a generator ({type(e).__name__}: {str(e).splitlines()[0][:120]})') from e
+    except Exception as e:
+        why = (str(e).splitlines() or [''])[0][:120]
+        raise CemiFaceError(f'{path} cannot be read as a generator ({type(e).__name__}: {why})') from e
+    finally: enable_progress_bar()
+    check_version(pipe.config.trained, path)
+    needs, has = pipe.condition.config.dim, pipe.recogniser.config.dim
+    if needs != has: raise CemiFaceError(f'{path} needs a recogniser with embeddings of width {needs}, but its own has {has}; put back the one it was trained with')
+    return pipe

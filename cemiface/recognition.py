@@ -270,6 +270,7 @@ def forward(self:Recogniser,
     x:Tensor, # faces, (b,3,h,w), RGB in [-1,1]
 )->Tensor: # raw embeddings (b,dim), differentiable with respect to x
     "Embed faces of any size."
+    self.requires_grad_(False)                         # a parent's requires_grad_ reaches the weights without asking us
     return self.backbone(self.prepare(x))
 
 # %% ../nbs/04_recognition.ipynb #c032
@@ -334,17 +335,18 @@ def embed_set(
     cache=None, # folder that keeps embeddings from one run to the next
     device=None, # where to compute; by default where the recogniser is
     batch:int|None=None, # images at a time
-)->np.ndarray: # raw embeddings (2,n,d): of the images, and of their mirror images
+    mirror:bool=True, # embed the mirror images too?
+)->np.ndarray: # raw embeddings (2,n,d): of the images, and of their mirror images; (1,n,d) without those
     "Embed a whole set, once; a memory map where there is a cache. CemiFaceError if it can't be written."
-    shape = 2, len(faces.images), recogniser.config.dim
+    shape = 1+mirror, len(faces.images), recogniser.config.dim
     facts = dict(format_version=FORMAT_VERSION, images=faces.fingerprint, recogniser=recogniser.fingerprint, shape=list(shape))
     path = cache and Path(cache)/f'{_fingerprint(facts)}.npy'
     if path and _facts(path)==facts: return np.load(path, mmap_mode='r')
     def rows():
         fast = recogniser.to(device or recogniser.device).folded()
-        with progress(2*shape[1], 'embedding', 'img') as bar:
-            for mirror in (False, True):
-                for e in _batches(fast, faces.images, mirror, batch, None): yield e; bar.update(len(e))
+        with progress(shape[0]*shape[1], 'embedding', 'img') as bar:
+            for flip in (False, True)[:shape[0]]:
+                for e in _batches(fast, faces.images, flip, batch, None): yield e; bar.update(len(e))
     if not path: return np.concatenate([np.empty((0, shape[2]), np.float32), *rows()]).reshape(shape)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=shape))

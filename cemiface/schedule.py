@@ -7,7 +7,6 @@ __all__ = ['ScheduleConfig', 'make_scheduler', 'add_noise', 'target', 'clean_est
 
 # %% ../nbs/05_schedule.ipynb #c003
 from dataclasses import dataclass
-import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from .core import knob

@@ -127,7 +127,7 @@ def body(self:Canvas):
 # %% ../nbs/03_toyfaces.ipynb #c015
 @patch
 def head(self:Canvas):
-    "Lit skin, cheeks, beard and mole"
+    "Lit skin, cheeks and beard"
     I, N, fx, fy, w = self.I, self.N, self.fx, self.fy, self.w
     inside = self.cover(ellipse(self.x, self.y, self.chin, self.h))
     across, down = self.x/w, self.y/self.h
@@ -211,7 +211,8 @@ def render(
 )->np.ndarray: # pictures, uint8 (n,3,size,size)
     "Draw `n` faces; raises `CemiFaceError` if the vectors do not match or the size is below 8"
     if identity.shape != (len(nuisance), len(IDENTITY)) or nuisance.shape[1] != len(NUISANCE):
-        raise CemiFaceError(f"render needs (n, {len(IDENTITY)}) identities and (n, {len(NUISANCE)}) nuisances, got {tuple(identity.shape)} and {tuple(nuisance.shape)}")
+        got = f"{tuple(identity.shape)} and {tuple(nuisance.shape)}"
+        raise CemiFaceError(f"render needs (n, {len(IDENTITY)}) identities and (n, {len(NUISANCE)}) nuisances, got {got}")
     if size < 8: raise CemiFaceError(f"a toy face needs at least 8 pixels a side, not {size}")
     out = np.empty((len(identity), 3, size, size), np.uint8)
     batch = max(1, 2**18//size**2)                         # a working set that stays in the processor's cache

@@ -27,7 +27,9 @@ class ConditionConfig:
     in_time:bool = knob(False, 'also add the condition to the time embedding; the paper does not')
     dropout:float = knob(0., 'share of training faces whose condition is dropped to the learned null', lo=0, hi=1)
 
-def _stack(n_in, n_out, mlp): return nn.Sequential(nn.Linear(n_in, n_out), nn.SiLU(), nn.Linear(n_out, n_out)) if mlp else nn.Linear(n_in, n_out)
+def _stack(n_in, n_out, mlp):
+    first = nn.Linear(n_in, n_out)
+    return nn.Sequential(first, nn.SiLU(), nn.Linear(n_out, n_out)) if mlp else first
 
 class Condition(ModelMixin, ConfigMixin):
     "`C_att = F2([e, F1(m)])` (paper, Eq 5 to 7), with a learned null"
@@ -49,7 +51,8 @@ class Condition(ModelMixin, ConfigMixin):
         drop:Tensor|None=None, # bool (b,): where the null takes the condition's place
     )->Tensor: # tokens, (b,N,C)
         if e.shape[-1] != self.config.dim:
-            raise CemiFaceError(f'the condition was built for embeddings of width {self.config.dim}, got {e.shape[-1]}; use the recogniser it was trained with')
+            raise CemiFaceError(f'the condition was built for embeddings of width {self.config.dim}, got {e.shape[-1]}; '
+                                'use the recogniser it was trained with')
         if self.config.embedding == 'unit': e = F.normalize(e, dim=1)*math.sqrt(e.shape[1])
         c = self.f2(torch.cat([e, self.f1(m[:, None].to(e))], 1))
         if drop is not None: c = torch.where(drop[:, None], self.null.to(c), c)
@@ -90,13 +93,15 @@ def build_unet(
     n, side = len(cfg.channels), size//cfg.patch
     step = 2**(n-1)
     if size%cfg.patch or side%step:
-        raise CemiFaceError(f'faces.size = {size} must be a multiple of {cfg.patch*step} (unet.patch times 2 for each further level of unet.channels)')
+        raise CemiFaceError(f'faces.size = {size} must be a multiple of {cfg.patch*step} '
+                            '(unet.patch times 2 for each further level of unet.channels)')
     for o in cfg.channels:
         if o%cfg.groups: raise CemiFaceError(f'unet.channels = {o} must be a multiple of unet.groups = {cfg.groups}')
     for o in cfg.channels[n-max(cfg.attention_levels, 1):]:
         if o%cfg.head_width: raise CemiFaceError(f'unet.channels = {o} must be a multiple of unet.head_width = {cfg.head_width}')
     attends = [i >= n-cfg.attention_levels for i in range(n)]
-    extra = dict(class_embed_type='simple_projection', projection_class_embeddings_input_dim=condition.tokens*condition.width) if condition.in_time else {}
+    extra = dict(class_embed_type='simple_projection',
+        projection_class_embeddings_input_dim=condition.tokens*condition.width) if condition.in_time else {}
     net = FaceUNet(
         sample_size=side, in_channels=3*cfg.patch**2, out_channels=3*cfg.patch**2, layers_per_block=cfg.layers,
         block_out_channels=tuple(cfg.channels), norm_num_groups=cfg.groups, attention_head_dim=cfg.head_width,

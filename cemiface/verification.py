@@ -43,7 +43,7 @@ def fold_accuracy(
     correct, chosen, accuracy = np.zeros(len(same), bool), [], []
     for test in np.array_split(np.arange(len(same)), folds):
         score = right.sum(1) - right[:, test].sum(1) if folds>1 else right.sum(1)
-        best = score.argmax()
+        best = len(score)-1 - score[::-1].argmax()                     # of equally good ones the lowest similarity
         correct[test] = right[best, test]
         chosen.append(THRESHOLDS[best]); accuracy.append(correct[test].mean())
     return dict(accuracy=float(np.mean(accuracy)), std=float(np.std(accuracy)), thresholds=np.array(chosen), correct=correct)
