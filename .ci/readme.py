@@ -8,6 +8,7 @@ from execnb.nbio import read_nb
 from nbconvert import MarkdownExporter
 from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
+from nbformat.v4.rwbase import rejoin_lines
 
 class Filter(FilterDefaults):
     "As for the docs, but symbols stay plain: which ones link where depends on what is installed"
@@ -17,7 +18,7 @@ def readme():
     cfg = get_config()
     nb = read_nb(cfg.nbs_path/cfg.readme_nb)
     Filter()(nb)
-    nb = nbformat.from_dict(nb)
+    nb = rejoin_lines(nbformat.from_dict(nb))
     nb.metadata['language_info'] = dict(name='python')
     front = yaml.safe_load(nb.cells.pop(0).source.strip().strip('-'))
     body,_ = MarkdownExporter().from_notebook_node(nb)

@@ -38,9 +38,7 @@ def _end(study, results, out):
 
 def _sets(a):
     "The `-s` overrides, and what the short options stand for"
-    p = {None: [], 'no': ['training.precision="no"', 'generation.precision="no"'], 'bf16': ['training.precision="bf16"', 'generation.precision="bf16"'],
-         'fp16': ['training.precision="fp16"', 'generation.precision="fp16"']}
-    return [*(a.sets or []), *p[a.precision]]
+    return [*(a.sets or []), *(f'{stage}.precision="{a.precision}"' for stage in ('training', 'generation') if a.precision)]
 
 def _cpu(a):
     import torch
@@ -70,7 +68,8 @@ def _generate(a):
     else: found = faces.FaceSet.from_folder(a.inquiries, pipe.size).images
     rows = generation.select_inquiries(recognition.embed(pipe.recogniser, found), a.threshold, a.identities)
     if len(rows) < a.identities:
-        raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; lower --identities, raise --threshold or bring more faces')
+        raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
+                            'lower --identities, raise --threshold or bring more faces')
     chosen, beside = faces.FaceSet(found[rows]), Path(a.out).with_name(Path(a.out).name+'.inquiries')
     with training.processes(pipe.device.type == 'cpu').main_process_first():                # all is checked before anything is written
         there = faces.FaceSet.from_folder(beside, pipe.size) if beside.exists() else None
@@ -98,7 +97,8 @@ def _verify(a):
         if not a.images: raise CemiFaceError(f'{p} names images; say with --images in which folder they are')
         results.append(verification.verify(net, faces.PairSet.from_files(p, a.images), device=_device(a), folds=a.folds))
     table = verification.verification_table(results)
-    lines = [f'{r["name"]}: {100*r["accuracy"]:.2f}% +- {100*r["std"]:.2f} over {r["folds"]} folds, 95% interval {100*r["ci95"][0]:.2f} to {100*r["ci95"][1]:.2f}, '
+    percent = lambda v: f'{100*v:.2f}'
+    lines = [f'{r["name"]}: {percent(r["accuracy"])}% +- {percent(r["std"])} over {r["folds"]} folds, 95% interval {" to ".join(map(percent, r["ci95"]))}, '
              + ', '.join(f'TAR {100*v:.2f}% at FAR {k}' for k, v in r['tar_at_far'].items()) for r in results]
     return table, '\n'.join([*lines, f'average: {100*table["average"]:.2f}%'])
 
@@ -107,7 +107,9 @@ def _analyse(a):
     judge = recognition.load_recogniser(a.judge)
     size = max(judge.config.height, judge.config.width)
     load = lambda d: faces.FaceSet.from_folder(d, size) if d else None
-    facts = analysis.analyse(load(a.faces), judge, load(a.inquiries), load(a.against), device=_device(a))
+    beside = Path(a.faces).with_name(Path(a.faces).name+'.inquiries')                       # where `generate` puts them
+    inquiries = a.inquiries or (beside if beside.is_dir() else None)
+    facts = analysis.analyse(load(a.faces), judge, load(inquiries), load(a.against), device=_device(a))
     return facts, '\n'.join(f'{k}: {v}' for k, v in facts.items() if v is not None)
 
 def _recipes(a):
@@ -169,7 +171,8 @@ def build_parser()->argparse.ArgumentParser:
               'cemiface train-generator --faces photos --recogniser eid.safetensors -r lfw-cpu --out generator')
     _common(p, recipe=True)
     for k in ('faces', 'recogniser', 'out'): p.add_argument(f'--{k}', required=True)
-    p = _verb(verbs, 'train-recogniser', _train_recogniser, 'train a recogniser on labelled faces', 'cemiface train-recogniser --faces set -r toy --out recogniser')
+    p = _verb(verbs, 'train-recogniser', _train_recogniser, 'train a recogniser on labelled faces',
+              'cemiface train-recogniser --faces set -r toy --out recogniser')
     _common(p, recipe=True)
     for k in ('faces', 'out'): p.add_argument(f'--{k}', required=True)
     _more_verbs(verbs, some)
@@ -187,16 +190,19 @@ def _more_verbs(verbs, some):
     p.add_argument('--threshold', type=float, default=.3, help='largest similarity of two inquiries, by E_id')
     p.add_argument('--batch', type=some, default=128); p.add_argument('--image-format', choices=['png', 'jpg'], default='png')
     _common(p)
-    p = _verb(verbs, 'verify', _verify, 'verification accuracy on pair sets', 'cemiface verify --recogniser net.safetensors --pairs pairs.txt --images dev --json')
+    p = _verb(verbs, 'verify', _verify, 'verification accuracy on pair sets',
+              'cemiface verify --recogniser net.safetensors --pairs pairs.txt --images dev --json')
     p.add_argument('--recogniser', required=True); p.add_argument('--pairs', nargs='+', required=True); p.add_argument('--images')
     p.add_argument('--folds', type=some, help='instead of those of the pairs file')
     _common(p)
-    p = _verb(verbs, 'analyse', _analyse, 'what a set is: similarities, leakage', 'cemiface analyse --faces set --judge judge.safetensors --against photos --json')
+    p = _verb(verbs, 'analyse', _analyse, 'what a set is: similarities, leakage',
+              'cemiface analyse --faces set --judge judge.safetensors --against photos --json')
     p.add_argument('--faces', required=True); p.add_argument('--judge', required=True)
     p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
-    p.add_argument('name', nargs='?'); p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append'); p.add_argument('--json', action='store_true')
+    p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
+    p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append')
 
 # %% ../nbs/16_cli.ipynb #c014
 def _outcome(e):

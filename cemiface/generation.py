@@ -389,5 +389,6 @@ def load_generator(
     finally: enable_progress_bar()
     check_version(pipe.config.trained, path)
     needs, has = pipe.condition.config.dim, pipe.recogniser.config.dim
-    if needs != has: raise CemiFaceError(f'{path} needs a recogniser with embeddings of width {needs}, but its own has {has}; put back the one it was trained with')
+    if needs != has:
+        raise CemiFaceError(f'{path} needs a recogniser with embeddings of width {needs}, but its own has {has}; put back the one it was trained with')
     return pipe
