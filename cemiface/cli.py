@@ -71,6 +71,7 @@ def _generate(a):
         raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                             'lower --identities, raise --threshold or bring more faces')
     chosen, beside = faces.FaceSet(found[rows]), Path(a.out).with_name(Path(a.out).name+'.inquiries')
+    core.sweep(beside.parent, deep=False)                                                   # what a killed run left
     with training.processes(pipe.device.type == 'cpu').main_process_first():                # all is checked before anything is written
         there = faces.FaceSet.from_folder(beside, pipe.size) if beside.exists() else None
         if there and there.fingerprint != chosen.fingerprint: raise CemiFaceError(f'{beside} holds other inquiries; choose another --out')

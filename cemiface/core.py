@@ -149,10 +149,11 @@ def _alive(pid):
 
 def sweep(
     root:str|os.PathLike, # a folder of ours
+    deep:bool=True, # its subfolders too
 ):
     "Clear away what killed processes of this machine left in a folder: the half-written goes, a set-aside original comes back"
     host = re.sub('[^A-Za-z0-9]', '', socket.gethostname())
-    for p in sorted(Path(root).rglob('.cemiface-*')):
+    for p in sorted(Path(root).glob('**/.cemiface-*' if deep else '.cemiface-*')):
         m = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-(.*)', p.name)
         if not m or m[2] != host or _alive(int(m[3])): continue
         if m[1] == 'old' and not (p.parent/m[4]).exists(): os.replace(p, p.parent/m[4])

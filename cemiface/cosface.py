@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.basics import noop
 from .core import FORMAT_VERSION, CemiFaceError, atomic_path, check_version, fingerprint, knob, read_json
-from .core import seed_everything, stable_seed, write_json
+from .core import seed_everything, stable_seed, sweep, write_json
 from .faces import FaceSet, PairSet, to_float
 from .recognition import ARCHS, Recogniser, embed, load_recogniser
 from .verification import fold_accuracy, mirror_sum, pair_similarities
@@ -65,6 +65,11 @@ class CosFaceConfig:
     erase_area:list[float] = knob([.02, .1], 'least and greatest share of the area erased', above=0, hi=1)
     precision:str = knob('fp32', 'arithmetic of the backbone', choices=['fp32', 'bf16'])
     verify_every:int = knob(1, 'verify after every so many epochs, and after the last', lo=1)
+
+    def __post_init__(self):
+        for k in ('crop_scale', 'erase_area'):
+            v = getattr(self, k)
+            if len(v) != 2 or v[0] > v[1]: raise CemiFaceError(f'{k} = {v} should be the least and the greatest share, as in [0.9, 1.0]')
 
 # %% ../nbs/11_cosface.ipynb #c011
 def draw_augmentation(
@@ -401,6 +406,7 @@ def train_recogniser(
     key = fingerprint('recogniser', cfg, faces.fingerprint, np.asarray(faces.labels), seed)
     if out is None: return fit_recogniser(recogniser_learner(faces, cfg, pairs, seed, device), cbs=cbs)
     out = Path(out); state = out.with_name(out.name+'.state')
+    sweep(out.parent, deep=False)                      # what a killed run left beside it
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not (out/'training.json').exists() or read_json(out/'training.json', 'recogniser').get('fingerprint') != key:
             raise CemiFaceError(f'{out} holds another run; choose another --out')

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from .analysis import analyse
 from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, apply_overrides, atomic_path, fingerprint, from_dict, hardware, knob, load_toml,
     log, read_json, to_toml, versions, write_json, write_text)
-from .cosface import CosFaceConfig, train_recogniser
+from .cosface import CosFaceConfig, rate_schedule, train_recogniser
 from .faces import FaceSet, FacesConfig, PairSet, face_grid
 from .formats import pair_files, read_pairs, scan_folder
 from .generation import (GenerationConfig, InquiryConfig, check_steps, draw_unconditional, generate_set, load_generator, select_inquiries, train_generator,
@@ -33,8 +33,8 @@ from .losses import LossConfig
 from .recognition import embed, embed_set, load_recogniser
 from .schedule import ScheduleConfig
 from .toyfaces import ToyConfig, toy_faces
-from .training import GeneratorParts, TrainingConfig
-from .unet import ConditionConfig, UNetConfig
+from .training import GeneratorParts, TrainingConfig, m_levels
+from .unet import ConditionConfig, UNetConfig, build_denoiser
 from .verification import gap_to_real, verify
 
 # %% ../nbs/13_study.ipynb #c006
@@ -125,7 +125,10 @@ class Run:
 def check(self:Run):
     "Fail early, before anything is written: all that the recipe needs is there and fits"
     r, i = self.recipe, self.inputs
-    check_steps(r.generation.steps, r.schedule.steps)
+    check_steps(r.generation.steps, r.schedule.steps); m_levels(r.training); rate_schedule(r.encoder); rate_schedule(r.recogniser)
+    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # do the sizes fit each other?
+    if r.inquiries.source == 'synthetic' and not (r.condition.dropout or i.assets):
+        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with condition.dropout above 0')
     if r.faces.source == 'toy': return
     for key in ('faces', 'recogniser', 'pairs', 'images'):
         if not getattr(i, key): raise CemiFaceError(f'recipe {r.name} needs --{key}')

@@ -59,7 +59,8 @@ class GeneratorParts:
 def m_levels(
     cfg:TrainingConfig, # m_low, m_high, m_step
 )->Tensor: # levels, ascending; empty for continuous m
-    "The grid from which `m` is drawn: 101 levels for [-1,1] in steps of 0.02"
+    "The grid from which `m` is drawn: 101 levels for [-1,1] in steps of 0.02; CemiFaceError for an empty range"
+    if cfg.m_low > cfg.m_high: raise CemiFaceError(f'training.m_low = {cfg.m_low:g} is above training.m_high = {cfg.m_high:g}')
     if not cfg.m_step: return torch.empty(0)
     return torch.linspace(cfg.m_low, cfg.m_high, round((cfg.m_high-cfg.m_low)/cfg.m_step)+1)
 

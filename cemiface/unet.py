@@ -91,6 +91,7 @@ def build_unet(
 )->FaceUNet: # untrained network
     "Build a denoiser; raises `CemiFaceError` where sizes do not fit each other"
     n, side = len(cfg.channels), size//cfg.patch
+    if not n: raise CemiFaceError('unet.channels is empty; give the channels of at least one level')
     step = 2**(n-1)
     if size%cfg.patch or side%step:
         raise CemiFaceError(f'faces.size = {size} must be a multiple of {cfg.patch*step} '

@@ -119,9 +119,9 @@ def faces(finished): return finished.path/'sets'/'scalar_+1.00'       # 6 people
 def dev(faces, tmp_path_factory):
     "Four people with two photos each, and pairs of them in two folds"
     d = tmp_path_factory.mktemp('dev')
-    for k, who in enumerate('ABCD'):
+    for k, who in enumerate(('A', 'B', 'C', 'Zoë D')):
         (d/'images'/who).mkdir(parents=True)
         for i in (1, 2): shutil.copy(faces/f'{k:06d}'/f'{i:03d}.png', d/'images'/who/f'{who}_{i:04d}.png')
     fold = lambda a, b: f'{a}\t1\t2\n{b}\t1\t2\n{a}\t1\t{b}\t1\n{a}\t2\t{b}\t2\n'
-    (d/'pairs.txt').write_text('2\t2\n'+fold('A', 'B')+fold('C', 'D'))
+    (d/'pairs.txt').write_text('2\t2\n'+fold('A', 'B')+fold('C', 'Zoë D'), encoding='utf-8')
     return d

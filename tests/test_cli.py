@@ -29,12 +29,13 @@ def test_run(finished):
     assert [r['name'] for r in d['sets']]==['scalar_+1.00', 'scalar_+0.00', 'sphere_+0.90', 'sphere_+0.50', 'real', 'inquiry_copies', 'E_id']
     for name in ('report.html', 'recipe.toml', 'figures/faces.png', 'sets/sphere_+0.50/README.md'): assert (finished.path/name).stat().st_size
     page = (finished.path/'report.html').read_text()
-    assert page.count('<img')==3 and 'inquiry copies' in page and 'src="http' not in page
+    assert page.count('<img')==3 and 'gap to real' in page and 'src="http' not in page
 
 def test_run_of_photos(cemiface, finished, dev, faces, tmp_path):
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), generation=dict(per_identity=2, copies=1, steps=2, batch=8),
         recogniser=dict(epochs=1, batch=4), study=dict(scalar=[1], sphere=[.9]))
     args = ['run', '-r', 'lfw-cpu', *sets(small), '--faces', faces, '--recogniser', finished.path/'encoder', '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'run']
+    assert cemiface(*args, stop=dict(event='os.rename', pattern=r'/cache/faces\.json$')).code==-9     # between the two files of the cache
     r = cemiface(*args, '--json')
     assert r.code==0, r.err
     d = as_json(r.out)

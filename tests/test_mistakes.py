@@ -169,6 +169,7 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, finished, dev, faces, 
     in_process(newer, file); mistake(args, file.name, '99', 'update cemiface')
     os.truncate(file, 1000); mistake(args, file.name, 'delete it')
     file.unlink(); assert cemiface(*args).code==0
+    assert not [k for k in contents(tmp_path) if '.cemiface' in k]
 
 # Recipes and arguments
 
@@ -176,11 +177,18 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, finished, dev, faces, 
     ('generation.setps=3', 'unknown key "generation.setps" did "generation.steps"?'), ('steps=3', 'unknown key "steps"'), ('generate.steps=3', '"generate'),
     ('generation.steps="many"', 'generation.steps whole number'), ('generation.steps=2.5', 'generation.steps whole number'), ('study.scalar=1', 'study.scalar list'),
     ('toy=3', 'toy table'), ('training.precision=bf32', 'training.precision "bf16"'),
-    ('study.scalar=[0, 2]', 'study.scalar [-1, 1]'), ('study.sphere=[-1.01]', 'study.sphere [-1, 1]'), ('training.m_low=-2', 'training.m_low [-1, 1]'),
+    ('study.scalar=[0,2]', 'study.scalar [-1, 1]'), ('study.sphere=[-1.01]', 'study.sphere [-1, 1]'), ('training.m_low=-2', 'training.m_low [-1, 1]'),
     ('schedule.steps=0', 'schedule.steps outside'), ('generation.steps=0', 'generation.steps outside'), ('generation.steps=-5', 'generation.steps outside'),
-    ('generation.steps=1001', 'steps 1001 1000'), ('schedule.steps=5', 'steps 10 5'), ('training.epochs=nan', 'training.epochs'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value')])
+    ('generation.steps=1001', 'steps 1001 1000'), ('schedule.steps=5', 'steps 10 5'), ('training.epochs=nan', 'training.epochs'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value'),
+    ('training.m_low=1 training.m_high=-1', 'training.m_low training.m_high'), ('recogniser.schedule="step"', 'recogniser.decay_epochs 26'), ('recogniser.crop_scale=[1.0]', 'crop_scale'),
+    ('unet.channels=[]', 'unet.channels'), ('unet.groups=7', 'unet.groups 7'), ('faces.size=25', 'faces.size 25 unet.patch'),
+    ('inquiries.source="synthetic" condition.dropout=0', 'inquiries.source condition.dropout')])
 def test_recipe_values(mistake, override, words):
-    for verb in (['run', '-r', 'toy', '--out', 'new'], ['demo', '--out', 'new']): mistake([*verb, '-s', override], *words.split(' '))
+    mistake(['run', '-r', 'toy', '--out', 'new', *(o for v in override.split() for o in ('-s', v))], *words.split())
+
+def test_demo_values(mistake):
+    mistake(['demo', '--out', 'new', '-s', 'study.sphere=[2]'], 'study.sphere', '[-1, 1]')
+    mistake(['demo', '--out', 'new', '-s', 'study.spheres=[1]'], 'did you mean "study.sphere"?')
 
 def test_recipe_files(mistake, tmp_path):
     mistake(['run', '-r', 'tiny'], 'recipe tiny', 'lfw-cpu')
@@ -196,6 +204,7 @@ def test_arguments(mistake, finished, dev, faces, tmp_path):
         ('--steps', '1001', 'steps', '1000'), ('--control', 'ball', 'control', 'sphere'), ('--identities', '0', '--identities'), ('--seed', '-1', '--seed'), ('--eta', '2', 'eta'),
         ('--identities', '19', 'only 18 inquiry faces')]:
         mistake([*v['generate'], more, words[0]], *words[1:])
+    if not Path('/dev/nvidiactl').exists(): mistake([*v['verify'], '--device', 'cuda'], '--device cuda', 'no GPU')
     mistake(['run', '-r', 'lfw-cpu', '--out', 'new'], '--faces')
     mistake(['run', '--out', 'new'], '--recipe')
     mistake(v['run'][:-2]+['--judge', 'nowhere', '--out', 'new'], '--judge nowhere')

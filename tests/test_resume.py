@@ -48,7 +48,7 @@ def test_killed_in_every_stage(cemiface, tmp_path, finished):
     alike(tmp_path/'run', finished.path)
 
 @pytest.mark.parametrize('sig, code, word', [(signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'terminated')])
-def test_interrupted(cemiface, start, tmp_path, finished, sig, code, word):
+def test_interrupted(cemiface, tmp_path, finished, sig, code, word):
     said = lambda r: (r.code, r.err.splitlines()[-1])==(code, f'cemiface: {word}; the same command goes on from here') and 'Traceback' not in r.err
     for event, pattern, nth in [('os.rename', r'/judge\.state$', 2), ('os.rename', r'000002/001\.png$', 1), ('os.rename', r'/real-0\.state$', 1)]:
         r = cemiface(*run, stop=dict(event=event, pattern=pattern, nth=nth, sig=sig))
@@ -56,6 +56,15 @@ def test_interrupted(cemiface, start, tmp_path, finished, sig, code, word):
         assert not [k for k in contents(tmp_path/'run') if '.cemiface' in k]
     assert cemiface(*run).code==0
     alike(tmp_path/'run', finished.path)
+
+def test_generate_killed(cemiface, finished, tmp_path):
+    args = ['generate', '--generator', finished.path/'generator', '--inquiries', 'synthetic', '--identities', 4, '--per-identity', 2, '--steps', 2, '--batch', 3, '--threshold', .9999, '--out']
+    assert cemiface(*args, 'whole').code==0
+    for pattern in (r'\bset/run\.json$', r'\bset\.inquiries$', r'\bset/000002/000\.png$', r'\bset/manifest\.jsonl$', r'\bset/stages/faces\.json$'):
+        assert cemiface(*args, 'set', stop=dict(event='os.rename', pattern=pattern)).code==-9, pattern
+    assert cemiface(*args, 'set').code==0
+    assert not [k for k in contents(tmp_path) if '.cemiface' in k]
+    for o in ('', '.inquiries'): assert contents(tmp_path/f'set{o}')==contents(tmp_path/f'whole{o}')
 
 def test_signals_from_outside(start, tmp_path, finished):
     "A stranger's kill hits where it hits"
