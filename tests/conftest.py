@@ -1,13 +1,14 @@
 """Commands of cemiface as processes of their own.
 
 Importing torch, diffusers and fastai costs ten seconds of a core, so most commands are forked from one process that has
-imported them (`cemiface`); a few are started from scratch, as a user would (`shell`). Both have their own memory, files
-and exit code, and both can be killed."""
+imported them (`cemiface`, `start`), and a few are started from scratch, as a user would (`shell`). Both kinds have their own
+memory, files and exit code, and both can be killed."""
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,18 +19,22 @@ from types import SimpleNamespace
 import pytest
 
 root = Path(__file__).resolve().parents[1]
-os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep))
-os.environ['PYTHONWARNINGS'] = 'ignore:resource_tracker'       # what killed processes leave is the point here
+os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', PYTHONWARNINGS='ignore:resource_tracker')     # the killed leave semaphores
+os.environ['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
 os.environ.pop('CEMIFACE_QUIET', None)
+
+# Recipe values
 
 # A run with every stage and figure, of a few seconds: its numbers mean nothing
 tiny = dict(toy=dict(identities=20, per_identity=6, candidates=30, test_identities=40, test_pairs=200), encoder=dict(epochs=3, batch=32),
-    training=dict(epochs=1, batch=16, checkpoint_minutes=0), inquiries=dict(identities=6, threshold=.99), generation=dict(per_identity=3, copies=1, steps=2, batch=6),
-    recogniser=dict(epochs=1, batch=16), study=dict(scalar=[1, 0], sphere=[.9, .5]))
+    training=dict(epochs=1, batch=16, checkpoint_minutes=0), inquiries=dict(identities=6, threshold=.99),
+    generation=dict(per_identity=3, copies=1, steps=2, batch=6), recogniser=dict(epochs=1, batch=16), study=dict(scalar=[1, 0], sphere=[.9, .5]))
 
 def sets(stages=tiny):
     "Recipe values as `-s` options"
     return [o for s, d in stages.items() for k, v in d.items() for o in ('-s', f'{s}.{k}={json.dumps(v)}')]
+
+# What comes back
 
 def as_json(text):
     "The one JSON object of standard output"
@@ -37,19 +42,23 @@ def as_json(text):
     return json.loads(text)
 
 def refused(r, *words):
-    "A mistake of the user: exit code 2, nothing on standard output, one sentence with these words on standard error"
-    assert (r.code, r.out) == (2, ''), r
+    "A mistake of the user: exit code 2, nothing on standard output, and at the end of standard error one sentence with these words"
+    assert (r.code, r.out)==(2, '') and 'Traceback' not in r.err, r
     last = r.err.splitlines()[-1]
-    assert last.startswith('cemiface: ') and 'Traceback' not in r.err, r.err
-    for w in words: assert str(w) in last, last
-    return last
+    assert last.startswith('cemiface: ') and all(str(w) in last for w in words), (last, words)
 
 def contents(folder):
     "Every file of a folder with its bytes, to find what has changed or was left half-written"
     return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob('*'))}
 
+def pictures(folder):
+    "Faces and manifest of a set"
+    return {k: v for k, v in contents(folder).items() if k.endswith(('.png', '.jsonl'))}
+
+# Starting
+
 def stop_at(event, pattern, nth=1, sig=signal.SIGKILL, delay=0):
-    "Interrupt this process just before the nth `event` (see sys.addaudithook) on a path that matches: no moment is closer"
+    "Interrupt this process just before the nth `event` (of sys.addaudithook) whose arguments match: no kill comes closer"
     left, match = [nth], re.compile(pattern).search
     def hook(name, args):
         if name!=event or not left[0] or not match(' '.join(map(str, args[:2]))): return
@@ -58,7 +67,6 @@ def stop_at(event, pattern, nth=1, sig=signal.SIGKILL, delay=0):
     sys.addaudithook(hook)
 
 def _child(args, folder, env, stop, names):
-    "What a forked process does"
     os.chdir(folder); os.environ.update(env)
     for fd, name in zip((1, 2), names): os.dup2(os.open(name, os.O_WRONLY|os.O_CREAT|os.O_TRUNC), fd)
     from cemiface.cli import main
@@ -66,22 +74,42 @@ def _child(args, folder, env, stop, names):
     sys.exit(main(args))
 
 _forks = get_context('forkserver')
-_forks.set_forkserver_preload(['cemiface.study', 'conftest'])
+_forks.set_forkserver_preload(['cemiface.study', 'pytest'])
 
 class Command:
-    "A command that was started: `wait` for its exit code and outputs, or `kill` it"
+    "A command that was started: `kill` it, or `wait` for its exit code and outputs"
     count = 0
     def __init__(self, folder, args, env=None, stop=None):
         Command.count += 1
         self.names = [folder.with_name(f'{folder.name}-{Command.count}.{o}') for o in ('out', 'err')]
         self.process = _forks.Process(target=_child, args=([str(o) for o in args], folder, env or {}, stop, self.names))
         self.process.start()
-    def kill(self, sig=signal.SIGKILL): os.kill(self.process.pid, sig)
-    def wait(self, timeout=200):
+    def kill(self, sig): os.kill(self.process.pid, sig)
+    def wait(self, timeout=100):
         self.process.join(timeout)
         if self.process.exitcode is None: self.process.kill(); pytest.fail(f'no end after {timeout} s')
         out, err = (o.read_text() for o in self.names)
         return SimpleNamespace(code=self.process.exitcode, out=out, err=err)
+
+def two(start, *args, stop=None):
+    "Start a command in two processes, as torch's launcher does; `stop` is for the second"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    return [start(*args, env=dict(env, RANK=str(k), LOCAL_RANK=str(k)), stop=stop if k else None) for k in range(2)]
+
+def in_process(does, *args):
+    "Call a function where torch is imported, which it is not here"
+    p = _forks.Process(target=does, args=args)
+    p.start(); p.join(60)
+    assert p.exitcode==0
+
+def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):
+    "`python -m cemiface.cli args...`, from scratch"
+    cmd = [sys.executable, '-m', module, *map(str, args)]
+    r = subprocess.run(cmd, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=timeout)
+    return SimpleNamespace(code=r.returncode, out=r.stdout, err=r.stderr)
+
+# Fixtures
 
 @pytest.fixture(scope='session', autouse=True)
 def warm(): forkserver.ensure_running()                # so that the imports begin at once, beside the first tests
@@ -91,37 +119,26 @@ def start(tmp_path):
     "Start `cemiface args...` in an empty folder"
     return lambda *args, **kw: Command(tmp_path, args, **kw)
 
-def in_process(does, *args):
-    "Call a function where torch is imported, and not here"
-    p = _forks.Process(target=does, args=args)
-    p.start(); p.join(60)
-    assert p.exitcode==0
-
 @pytest.fixture
-def cemiface(start): return lambda *args, **kw: start(*args, **kw).wait()
-
-def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):
-    "`python -m cemiface.cli args...`, from scratch"
-    r = subprocess.run([sys.executable, '-m', *module.split(), *map(str, args)], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=timeout)
-    return SimpleNamespace(code=r.returncode, out=r.stdout, err=r.stderr)
+def cemiface(start):
+    "Start it, and wait for its end"
+    return lambda *args, **kw: start(*args, **kw).wait()
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
     "A finished run of toy faces, which serves many tests: nobody writes into it"
     folder = tmp_path_factory.mktemp('finished')
     r = shell('run', '-r', 'toy', *sets(), '--json', '--out', 'run', cwd=folder)
-    return SimpleNamespace(path=folder/'run', **vars(r))
+    places = {k: folder/'run'/k for k in ('encoder', 'judge', 'generator', 'inquiries')}
+    return SimpleNamespace(path=folder/'run', faces=folder/'run'/'sets'/'scalar_+1.00', **places, **vars(r))      # 6 people, 3 faces each
 
 @pytest.fixture(scope='session')
-def faces(finished): return finished.path/'sets'/'scalar_+1.00'       # 6 people, 3 faces each
-
-@pytest.fixture(scope='session')
-def dev(faces, tmp_path_factory):
+def dev(finished, tmp_path_factory):
     "Four people with two photos each, and pairs of them in two folds"
     d = tmp_path_factory.mktemp('dev')
     for k, who in enumerate(('A', 'B', 'C', 'Zoë D')):
         (d/'images'/who).mkdir(parents=True)
-        for i in (1, 2): shutil.copy(faces/f'{k:06d}'/f'{i:03d}.png', d/'images'/who/f'{who}_{i:04d}.png')
+        for i in (1, 2): shutil.copy(finished.faces/f'{k:06d}'/f'{i:03d}.png', d/'images'/who/f'{who}_{i:04d}.png')
     fold = lambda a, b: f'{a}\t1\t2\n{b}\t1\t2\n{a}\t1\t{b}\t1\n{a}\t2\t{b}\t2\n'
     (d/'pairs.txt').write_text('2\t2\n'+fold('A', 'B')+fold('C', 'Zoë D'), encoding='utf-8')
     return d
