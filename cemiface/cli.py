@@ -22,9 +22,9 @@ def _run(a):
     if a.dry_run:
         from cemiface.core import to_toml
         return recipe, to_toml(recipe).rstrip()
-    inputs = study.Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries)
-    results = study.run(recipe, a.out or Path('runs')/recipe.name, inputs, _cpu(a))
-    return results, _end(study, results, a.out or Path('runs')/recipe.name)
+    inputs, out = study.Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries), a.out or Path('runs')/recipe.name
+    results = study.run(recipe, out, inputs, _cpu(a))
+    return results, _end(study, results, out)
 
 def _demo(a):
     from cemiface import study
@@ -100,8 +100,8 @@ def _verify(a):
     table = verification.verification_table(results)
     percent = lambda v: f'{100*v:.2f}'
     lines = [f'{r["name"]}: {percent(r["accuracy"])}% +- {percent(r["std"])} over {r["folds"]} folds, 95% interval {" to ".join(map(percent, r["ci95"]))}, '
-             + ', '.join(f'TAR {100*v:.2f}% at FAR {k}' for k, v in r['tar_at_far'].items()) for r in results]
-    return table, '\n'.join([*lines, f'average: {100*table["average"]:.2f}%'])
+             + ', '.join(f'TAR {percent(v)}% at FAR {k}' for k, v in r['tar_at_far'].items()) for r in results]
+    return table, '\n'.join([*lines, f'average: {percent(table["average"])}%'])
 
 def _analyse(a):
     from cemiface import analysis, faces, recognition
@@ -131,10 +131,12 @@ def _verb(verbs, name, does, about, example):
     p.set_defaults(does=does)
     return p
 
+def _values(p): p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append', help='change one value of the recipe')
+
 def _common(p, recipe=False):
     "Options that several verbs share"
     if recipe: p.add_argument('-r', '--recipe', required=True, help='name of a recipe, or a TOML file')
-    if recipe: p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append', help='change one value of the recipe')
+    if recipe: _values(p)
     p.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='where to compute')
     p.add_argument('--precision', choices=['no', 'bf16', 'fp16'], help='mixed precision of the generator')
     p.add_argument('--json', action='store_true', help='print one JSON object on standard output')
@@ -159,7 +161,7 @@ def build_parser()->argparse.ArgumentParser:
     p.add_argument('--out', help='run folder (default runs/demo)')
     p.add_argument('--seeds', type=some, default=1, help='recognisers trained per set')
     p.add_argument('--from-scratch', action='store_true', help='train the generator too, instead of using the shipped one')
-    p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append', help='change one value of the toy recipe')
+    _values(p)
     _common(p)
     p = _verb(verbs, 'run', _run, 'all stages of a recipe, from photos to a report',
               'cemiface run -r lfw-cpu --faces train --recogniser eid.safetensors --pairs pairs.txt --images dev')
@@ -203,7 +205,7 @@ def _more_verbs(verbs, some):
     _common(p)
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
     p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
-    p.add_argument('-s', dest='sets', metavar='STAGE.KEY=VALUE', action='append')
+    _values(p)
 
 # %% ../nbs/16_cli.ipynb #c014
 def _outcome(e):

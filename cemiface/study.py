@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HERE', 'JUDGE', 'CANDIDATES', 'TEST', 'FACTS', 'COLUMNS', 'BLUE', 'ORANGE', 'GREEN', 'GREY', 'ASSETS', 'StudyConfig',
-           'Recipe', 'recipes', 'load_recipe', 'Inputs', 'Run', 'real_subset', 'summary', 'obedience', 'table_rows',
-           'results_table', 'plot_sweep', 'plot_obedience', 'report_html', 'run', 'demo']
+           'Recipe', 'recipes', 'load_recipe', 'Inputs', 'Run', 'real_subset', 'summary', 'sets_of', 'obedience',
+           'table_rows', 'results_table', 'plot_sweep', 'plot_obedience', 'report_html', 'run', 'demo']
 
 # %% ../nbs/13_study.ipynb #c003
 import base64
@@ -244,12 +244,12 @@ def measure(self:Run, row:dict)->dict: # a set of results.json
     made = row['kind'] == 'generated'
     full, results = with_copies(faces, self.inquiries, r.generation.copies) if made else faces, []
     for seed in range(r.study.seeds):
-        stage, key = f'recogniser {name} {seed}', full.fingerprint
-        with self.timed(stage, key) as todo:
+        home = self.out/'recognisers'/f'{name}-{seed}'
+        with self.timed(f'recogniser {name} {seed}', full.fingerprint) as todo:
             if todo:
-                net = train_recogniser(full, r.recogniser, self.out/'recognisers'/f'{name}-{seed}', seed=r.seed+seed, device=self.device)
-                write_json(self.out/'recognisers'/f'{name}-{seed}'/'verification.json', verify(net, self.pairs, device=self.device))
-        results.append(read_json(self.out/'recognisers'/f'{name}-{seed}'/'verification.json'))
+                net = train_recogniser(full, r.recogniser, home, seed=r.seed+seed, device=self.device)
+                write_json(home/'verification.json', verify(net, self.pairs, device=self.device))
+        results.append(read_json(home/'verification.json'))
     with self.timed(f'analysis {name}', faces.fingerprint) as todo:
         if todo:
             facts = analyse(faces, self.judge, self.inquiries if made else None, self.train if made else None, self.out/'cache', self.device, self.judge_name)
@@ -287,13 +287,21 @@ def collect(self:Run)->dict: # results.json
     write_json(self.out/'results.json', results)
     return results
 
+def sets_of(
+    rows:list[dict], # sets of results.json
+    control:str, # `scalar` or `sphere`
+)->list[dict]: # its generated sets, or none
+    "The sets of one control; a face of m = 1 belongs to both"
+    sets = [r for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
+    return sets if any(r['control'] == control for r in sets) else []
+
 def obedience(
     rows:list[dict], # sets of results.json
 )->dict: # per control: Spearman's rank correlation, and the range of achieved similarity
     "Does the achieved similarity follow the one asked for? The face of scalar m = 1 belongs to both controls"
     out = {}
     for control in ('scalar', 'sphere'):
-        got = [(r['m'], r['similarity_to_inquiry']['mean']) for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
+        got = [(r['m'], r['similarity_to_inquiry']['mean']) for r in sets_of(rows, control)]
         reached = [s for _, s in got]
         if len(got) > 2: out[control] = dict(rank_correlation=float(spearmanr(*zip(*got)).statistic), highest=max(reached), lowest=min(reached))
     return out
@@ -302,6 +310,8 @@ def obedience(
 COLUMNS = ('set', 'm', 'images', 'similarity', 'within', 'between', 'leakage', 'accuracy', 'gap to real')
 
 def _judge(results): return next((r['similarity_to_inquiry']['judge'] for r in results['sets'] if r['similarity_to_inquiry']), '')
+
+def _note(results): return f'similarity, within, between, leakage (nearest training face): {_judge(results)}; accuracy in %, gap in points'
 
 def table_rows(
     results:dict, # results.json
@@ -325,16 +335,10 @@ def results_table(
     rows = [list(COLUMNS), *table_rows(results)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(COLUMNS))]
     lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows]
-    note = f'similarity, within, between, leakage (nearest training face): {_judge(results)}; accuracy in %, gap in points'
-    return '\n'.join([lines[0], '-'*len(lines[0]), *lines[1:], note])
+    return '\n'.join([lines[0], '-'*len(lines[0]), *lines[1:], _note(results)])
 
 # %% ../nbs/13_study.ipynb #c029
 BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'      # told apart by colour-blind readers too
-
-def _of(results, control):
-    "m, similarity and verification of the sets of one control; scalar m = 1 belongs to both"
-    sets = [r for r in results['sets'] if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
-    return [(r['m'], r['similarity_to_inquiry'], r['verification']) for r in sets] if any(r['control'] == control for r in sets) else []
 
 def plot_sweep(
     results:dict, # results.json
@@ -342,8 +346,9 @@ def plot_sweep(
     "Accuracy of the recognisers over the similarity that was achieved"
     fig = Figure(figsize=(6.4, 3.6), layout='constrained'); ax = fig.subplots()
     for control, colour in (('scalar', ORANGE), ('sphere', BLUE)):
-        if not (points := sorted((s['mean'], m, v) for m, s, v in _of(results, control))): continue
-        x, m, v = zip(*points); y = [100*o['accuracy'] for o in v]
+        sets = sorted(sets_of(results['sets'], control), key=lambda r: r['similarity_to_inquiry']['mean'])
+        if not sets: continue
+        x, m, v = zip(*((r['similarity_to_inquiry']['mean'], r['m'], r['verification']) for r in sets)); y = [100*o['accuracy'] for o in v]
         ax.errorbar(x, y, [100*np.std(o['seeds']) for o in v], marker='o', color=colour, label=f'{control} control')
         for a, b, c in zip(x, y, m): ax.annotate(f'{c:g}', (a, b), (0, 6), textcoords='offset points', ha='center', fontsize=7, color=colour)
     for kind, colour in (('real', GREEN), ('inquiry_copies', GREY)):
@@ -359,7 +364,7 @@ def plot_obedience(
     "Requested m against achieved similarity, with the spread over faces"
     fig = Figure(figsize=(6.4, 3.6), layout='constrained'); ax = fig.subplots()
     for control, colour in (('scalar', ORANGE), ('sphere', BLUE)):
-        points = sorted((m, s['mean'], s['std']) for m, s, _ in _of(results, control))
+        points = sorted((r['m'], r['similarity_to_inquiry']['mean'], r['similarity_to_inquiry']['std']) for r in sets_of(results['sets'], control))
         if points: ax.errorbar(*zip(*points), marker='o', capsize=3, color=colour, label=f'{control} control')
     ax.plot([-1, 1], [-1, 1], ':', color=GREY, label='as asked for')
     ax.set(xlabel='m asked for', ylabel=f'similarity achieved ({_judge(results)})', ylim=(-1.05, 1.05)); ax.legend(frameon=False, fontsize=8)
@@ -405,9 +410,8 @@ def report_html(
     follow = ''.join(f'<p>{c} control: rank correlation of asked-for and achieved similarity {o["rank_correlation"]:.2f}, '
         f'achieved {o["highest"]:.2f} down to {o["lowest"]:.2f}.</p>' for c, o in results['spearman'].items())
     facts = dict(hardware=results['hardware'], seed=results['seed'], seconds=results['seconds'], versions=results['versions'])
-    note = results_table(results).splitlines()[-1]
     return f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{esc(recipe["name"])}</title><style>{_style}</style><h1>{esc(recipe["name"])}</h1><p>{esc(recipe["about"])}</p>{table}<p>{esc(note)}.
+<title>{esc(recipe["name"])}</title><style>{_style}</style><h1>{esc(recipe["name"])}</h1><p>{esc(recipe["about"])}</p>{table}<p>{esc(_note(results))}.
 One recogniser recipe for every set; the last epoch is the result; {recipe["study"]["seeds"]} recogniser seed(s).</p>
 <h2>Accuracy over similarity</h2>{img("sweep")}<h2>Asked for and achieved</h2>{img("obedience")}{follow}
 <h2>Faces</h2><p>Inquiries on top, then one row per generated set, in the order of the table.</p>{img("faces")}
