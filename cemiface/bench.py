@@ -28,10 +28,11 @@ from .faces import to_float
 from .generation import CemiFacePipeline, GenerationConfig, check_steps, draw_batch
 from .losses import DISTANCES, LossConfig, diffusion_mse, similarity_matching
 from .recognition import ARCHS, Recogniser, cosine, embed, embed_set
-from .schedule import ScheduleConfig, add_noise, clean_estimate, ddim, make_scheduler, target
+from .schedule import add_noise, clean_estimate, ddim, make_scheduler, target
+from .study import load_recipe
 from .toyfaces import toy_faces
-from .training import GeneratorParts, TrainingConfig, draw_step, step_loss
-from .unet import ConditionConfig, UNetConfig, build_denoiser
+from .training import GeneratorParts, draw_step, step_loss
+from .unet import build_denoiser
 
 # %% ../nbs/14_bench.ipynb #c006
 def _wait(device):
@@ -108,9 +109,7 @@ class Job(NamedTuple):
 def toy_parts(
 )->GeneratorParts:
     "A generator of the toy's size: 0.9 million parameters"
-    return GeneratorParts(ScheduleConfig(prediction_type='v_prediction'), UNetConfig([32, 64], patch=2, groups=8, head_width=32),
-                          ConditionConfig(width=64, mlp=True, in_time=True, embedding='unit', dropout=.1), LossConfig(),
-                          TrainingConfig(clip=1., ema_max=.999))
+    return load_recipe('toy').parts
 
 def bench_setting(
     parts:GeneratorParts, # sizes of the generator; its batch and precision are replaced by those given here
