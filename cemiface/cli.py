@@ -19,12 +19,17 @@ from .core import CemiFaceError, Terminated, graceful_signals, log, plain
 def _run(a):
     from cemiface import study
     recipe = study.load_recipe(a.recipe, _sets(a))
-    if a.dry_run:
-        from cemiface.core import to_toml
-        return recipe, to_toml(recipe).rstrip()
     inputs, out = study.Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries), a.out or Path('runs')/recipe.name
-    results = study.run(recipe, out, inputs, _cpu(a))
+    if a.dry_run: return _dry_run(a, study, recipe, inputs)
+    results = study.run(recipe, out, inputs, _cpu(a), force=a.force)
     return results, _end(study, results, out)
+
+def _dry_run(a, study, recipe, inputs):
+    "The resolved recipe; with photos, also what its run takes, after a trial of every stage"
+    from cemiface.core import read_json, to_toml
+    if not a.faces: return recipe, to_toml(recipe).rstrip()
+    plan = study.dry_run(recipe, inputs, a.rates and read_json(a.rates, 'table of rates'), _cpu(a), a.processes)
+    return plan, study.plan_table(plan)
 
 def _demo(a):
     from cemiface import study
@@ -51,8 +56,9 @@ def _device(a): return 'cpu' if _cpu(a) else 'cuda' if a.device == 'cuda' else N
 def _train_generator(a):
     from cemiface import faces, generation, recognition, study
     r = study.load_recipe(a.recipe, _sets(a))
-    photos = faces.FaceSet.from_folder(a.faces, r.faces.size, r.faces.max_bad)
-    pipe = generation.train_generator(photos, recognition.load_recogniser(a.recogniser), r.parts, a.out, r.seed, _cpu(a), Path(a.out)/'training'/'cache')
+    photos = faces.FaceSet.open(a.faces, r.faces.size, r.faces.max_bad)
+    pipe = generation.train_generator(photos, recognition.load_recogniser(a.recogniser), r.parts, a.out, r.seed, _cpu(a),
+        Path(a.out)/'training'/'cache', a.force)
     facts = dict(pipe.config.trained)
     return dict(generator=str(a.out), **facts), f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
@@ -62,56 +68,91 @@ def _generate(a):
     pipe = generation.load_generator(a.generator)
     pipe.to(_device(a) or pipe.device)
     cfg = core.from_dict(generation.GenerationConfig, dict(per_identity=a.per_identity, steps=a.steps, eta=a.eta, batch=a.batch, image_format=a.image_format,
-        precision=a.precision or 'no'), 'the arguments')
+        precision=a.precision or 'no', compile=a.compile), 'the arguments')
     generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
     if a.inquiries == 'synthetic': found = generation.draw_unconditional(pipe, 4*a.identities, a.seed, cfg)
-    else: found = faces.FaceSet.from_folder(a.inquiries, pipe.size).images
+    else: found = faces.FaceSet.open(a.inquiries, pipe.size).images
     rows = generation.select_inquiries(recognition.embed(pipe.recogniser, found), a.threshold, a.identities)
     if len(rows) < a.identities:
         raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                             'lower --identities, raise --threshold or bring more faces')
-    chosen, beside = faces.FaceSet(found[rows]), Path(a.out).with_name(Path(a.out).name+'.inquiries')
+    chosen, beside = found[rows], Path(a.out).with_name(Path(a.out).name+'.inquiries')
     core.sweep(beside.parent, deep=False)                                                   # what a killed run left
-    with training.processes(pipe.device.type == 'cpu').main_process_first():                # all is checked before anything is written
-        there = faces.FaceSet.from_folder(beside, pipe.size) if beside.exists() else None
-        if there and there.fingerprint != chosen.fingerprint: raise CemiFaceError(f'{beside} holds other inquiries; choose another --out')
-        core.RunFolder.open(a.out, generation.set_key(pipe, chosen, a.m, a.control, a.seed, cfg), 'set')
-        inquiries = there or generation.write_inquiries(chosen.images, beside)
-    made = generation.generate_set(pipe, inquiries, a.out, a.m, a.control, a.seed, cfg)
-    facts = dict(out=str(a.out), inquiries=str(beside), identities=made.identities, images=len(made), m=a.m, control=a.control, seed=a.seed)
-    return facts, f'{a.out}: {len(made):,} faces of {made.identities:,} identities, {a.control} control, m = {a.m:g}; inquiries in {beside}'
+    generation.inquiries_there(chosen, beside)                                              # all is checked before anything is written
+    generation.open_set(pipe, a.out, a.m, a.control, a.seed, cfg)
+    with training.processes(pipe.device.type == 'cpu').main_process_first(): inquiries = generation.write_inquiries(chosen, beside)
+    made = generation.write_set(pipe, inquiries, a.out, a.m, a.control, a.seed, cfg)
+    facts = dict(out=str(a.out), inquiries=str(beside), identities=len(inquiries), images=made.total, m=a.m, control=a.control, seed=a.seed)
+    return facts, f'{a.out}: {made.total:,} faces of {len(inquiries):,} identities, {a.control} control, m = {a.m:g}; inquiries in {beside}'
 
 # %% ../nbs/16_cli.ipynb #c008
 def _train_recogniser(a):
     from cemiface import cosface, faces, study
     r = study.load_recipe(a.recipe, _sets(a))
-    photos = faces.FaceSet.from_folder(a.faces, r.faces.size, r.faces.max_bad).require_labels()
+    photos = faces.FaceSet.open(a.faces, r.faces.size, r.faces.max_bad).require_labels()
     net = cosface.train_recogniser(photos, r.recogniser, a.out, seed=r.seed, device=_device(a))
     facts = dict(recogniser=str(a.out), arch=net.config.arch, dim=net.config.dim, identities=photos.identities, images=len(photos))
     return facts, f'{a.out}: {net.config.arch}, {net.config.dim}-d, trained on {len(photos):,} faces of {photos.identities:,} identities'
 
 def _verify(a):
+    if os.environ.get('RANK', '0') != '0': return {}, ''                    # started in several processes: one is enough, and no other waits
     from cemiface import faces, recognition, verification
+    if not a.pairs and not a.ijb: raise CemiFaceError('verify needs --pairs or --ijb; see cemiface verify --help')
     net = recognition.load_recogniser(a.recogniser)
-    results = []
-    for p in a.pairs:
-        if not a.images: raise CemiFaceError(f'{p} names images; say with --images in which folder they are')
-        results.append(verification.verify(net, faces.PairSet.from_files(p, a.images), device=_device(a), folds=a.folds))
+    results = [verification.verify(net, faces.PairSet.from_files(p, a.images), device=_device(a), folds=a.folds) for p in a.pairs]
+    results += [verification.verify_templates(net, d, _device(a)) for d in a.ijb]
     table = verification.verification_table(results)
     percent = lambda v: f'{100*v:.2f}'
-    lines = [f'{r["name"]}: {percent(r["accuracy"])}% +- {percent(r["std"])} over {r["folds"]} folds, 95% interval {" to ".join(map(percent, r["ci95"]))}, '
-             + ', '.join(f'TAR {percent(v)}% at FAR {k}' for k, v in r['tar_at_far'].items()) for r in results]
-    return table, '\n'.join([*lines, f'average: {percent(table["average"])}%'])
+    rates = lambda r: ', '.join(f'TAR {percent(v)}% at FAR {k}' for k, v in r['tar_at_far'].items())
+    accuracy = lambda r: (f'{percent(r["accuracy"])}% +- {percent(r["std"])} over {r["folds"]} folds, 95% interval {" to ".join(map(percent, r["ci95"]))}'
+                          if r['folds'] else f'{r["pairs"]:,} pairs of {r["templates"]:,} templates')
+    lines = [f'{r["name"]}: {accuracy(r)}, {rates(r)}' for r in results]
+    if not a.pairs: return table, '\n'.join(lines)
+    columns = [(r['name'], percent(r['accuracy'])) for r in results if r['folds']]+[('average', percent(table['average']))]
+    rows = ['  '.join(c[i].rjust(max(map(len, c))) for c in columns) for i in (0, 1)]
+    return table, '\n'.join([*lines, '', *rows])
 
+# %% ../nbs/16_cli.ipynb #c009
+def _pack(a):
+    from cemiface import formats
+    facts = formats.pack(a.source, a.to, a.pairs, a.copies, a.inquiries)
+    return facts, _packed(facts)
+
+def _unpack(a):
+    from cemiface import formats
+    facts = formats.unpack(a.source, a.to)
+    return facts, _packed(facts)
+
+def _align(a):
+    from cemiface import core, faces
+    rules = core.from_dict(faces.AlignRules, {k: v for k in ('min_side', 'rival', 'max_misfit') if (v := getattr(a, k)) is not None}, 'the arguments')
+    found = faces.ListedFaces(a.landmarks) if a.landmarks else faces.DetectedFaces(a.detector)
+    try: facts = faces.align_folder(a.source, a.to, found, a.size, rules, a.image_format)
+    except CemiFaceError as e: raise CemiFaceError(str(e).replace('--out', '--to')) from e
+    text, dropped = f'{a.to}: {facts["aligned"]:,} of {facts["images"]:,} photos aligned', ', '.join(f'{v:,} {k}' for k, v in facts['dropped'].items())
+    return dict(out=a.to, **facts), text + (f'; left out (see dropped.txt): {dropped}' if dropped else '')
+
+def _packed(facts): return f'{facts["out"]}: '+', '.join(f'{facts[k]:,} {k}' for k in ('images', 'identities', 'pairs') if k in facts)
+
+# %% ../nbs/16_cli.ipynb #c010
 def _analyse(a):
     from cemiface import analysis, faces, recognition
     judge = recognition.load_recogniser(a.judge)
     size = max(judge.config.height, judge.config.width)
-    load = lambda d: faces.FaceSet.from_folder(d, size) if d else None
+    load = lambda d: faces.FaceSet.open(d, size) if d else None
     beside = Path(a.faces).with_name(Path(a.faces).name+'.inquiries')                       # where `generate` puts them
     inquiries = a.inquiries or (beside if beside.is_dir() else None)
     facts = analysis.analyse(load(a.faces), judge, load(inquiries), load(a.against), device=_device(a))
     return facts, '\n'.join(f'{k}: {v}' for k, v in facts.items() if v is not None)
+
+def _bench(a):
+    from cemiface import bench, study
+    recipes = [bench.sized(study.load_recipe(r, a.sets or []), a.size, a.batch, a.precision, a.compile or None) for r in a.recipe or ['toy', 'lfw-cpu']]
+    device = _device(a)
+    facts = bench.bench(recipes, a.work and a.work.split(','), a.compare == 'naive', a.eid, a.repeats, device)
+    text = bench.bench_table(facts)
+    if a.plots: facts['plots'] = [bench.write_costs(bench.cost_curves(r, device, a.eid, a.repeats), Path(a.plots)/r.name) for r in recipes]
+    return facts, '\n'.join([text, *(f'costs: {p}' for p in facts.get('plots', []))])
 
 def _recipes(a):
     from cemiface import study
@@ -122,7 +163,7 @@ def _recipes(a):
     recipe = study.load_recipe(a.name, a.sets or [])
     return recipe, to_toml(recipe).rstrip()
 
-# %% ../nbs/16_cli.ipynb #c010
+# %% ../nbs/16_cli.ipynb #c012
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise CemiFaceError(f'{message}; see {self.prog} --help')
 
@@ -141,6 +182,8 @@ def _common(p, recipe=False):
     p.add_argument('--precision', choices=['no', 'bf16', 'fp16'], help='mixed precision of the generator')
     p.add_argument('--json', action='store_true', help='print one JSON object on standard output')
 
+def _force(p): p.add_argument('--force', action='store_true', help='go on from a checkpoint although settings of the training changed that may')
+
 def _number(kind, lo):
     "An argument type: a number of at least `lo`"
     def parse(s):
@@ -150,7 +193,7 @@ def _number(kind, lo):
     parse.__name__ = 'whole number' if kind is int else 'number'
     return parse
 
-# %% ../nbs/16_cli.ipynb #c011
+# %% ../nbs/16_cli.ipynb #c013
 def build_parser()->argparse.ArgumentParser:
     "The parser of the whole command line"
     top = _Parser('cemiface', description='Synthetic faces of a chosen similarity, and recognisers trained on them.')
@@ -166,14 +209,19 @@ def build_parser()->argparse.ArgumentParser:
     p = _verb(verbs, 'run', _run, 'all stages of a recipe, from photos to a report',
               'cemiface run -r lfw-cpu --faces train --recogniser eid.safetensors --pairs pairs.txt --images dev')
     _common(p, recipe=True)
-    for k, h in dict(faces='folder of training photos', recogniser='weights of E_id', judge='weights of an independent recogniser', pairs='pairs.txt',
-                     images='folder of its images', inquiries='folder of inquiry photos', out='run folder (default runs/NAME)').items():
+    for k, h in dict(faces='training photos: folder, .rec or tars', recogniser='weights of E_id', judge='weights of an independent recogniser',
+                     pairs='pairs.txt or .bin', images='folder of the images of pairs.txt', inquiries='inquiry photos: folder, .rec or tars',
+                     out='run folder (default runs/NAME)').items():
         p.add_argument(f'--{k}', help=h)
-    p.add_argument('--dry-run', action='store_true', help='print the resolved recipe and stop')
+    _force(p)
+    p.add_argument('--dry-run', action='store_true', help='print the resolved recipe; with --faces, plan the run and try every stage in miniature')
+    p.add_argument('--rates', help='for --dry-run: what cemiface bench --json printed, to turn work into hours')
+    p.add_argument('--processes', type=some, default=1, help='for --dry-run: how many processes will share the work')
     p = _verb(verbs, 'train-generator', _train_generator, 'train a generator on unlabelled photos',
               'cemiface train-generator --faces photos --recogniser eid.safetensors -r lfw-cpu --out generator')
     _common(p, recipe=True)
     for k in ('faces', 'recogniser', 'out'): p.add_argument(f'--{k}', required=True)
+    _force(p)
     p = _verb(verbs, 'train-recogniser', _train_recogniser, 'train a recogniser on labelled faces',
               'cemiface train-recogniser --faces set -r toy --out recogniser')
     _common(p, recipe=True)
@@ -181,7 +229,7 @@ def build_parser()->argparse.ArgumentParser:
     _more_verbs(verbs, some)
     return top
 
-# %% ../nbs/16_cli.ipynb #c012
+# %% ../nbs/16_cli.ipynb #c014
 def _more_verbs(verbs, some):
     p = _verb(verbs, 'generate', _generate, 'draw a labelled set of faces',
               'cemiface generate --generator G --inquiries synthetic --identities 20 --per-identity 5 --m 0.9 --control sphere --steps 10 --seed 0 --out set')
@@ -191,23 +239,70 @@ def _more_verbs(verbs, some):
     p.add_argument('--control', choices=['scalar', 'sphere'], default='scalar'); p.add_argument('--steps', type=int, default=20)
     p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--eta', type=float, default=0., help='0 to 1')
     p.add_argument('--threshold', type=float, default=.3, help='largest similarity of two inquiries, by E_id')
-    p.add_argument('--batch', type=some, default=128); p.add_argument('--image-format', choices=['png', 'jpg'], default='png')
+    p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once; 0: what fits the memory of the GPU')
+    p.add_argument('--compile', action='store_true', help='compile the denoiser (GPU)'); p.add_argument('--image-format', choices=['png', 'jpg'], default='png')
     _common(p)
     p = _verb(verbs, 'verify', _verify, 'verification accuracy on pair sets',
-              'cemiface verify --recogniser net.safetensors --pairs pairs.txt --images dev --json')
-    p.add_argument('--recogniser', required=True); p.add_argument('--pairs', nargs='+', required=True); p.add_argument('--images')
-    p.add_argument('--folds', type=some, help='instead of those of the pairs file')
+              'cemiface verify --recogniser net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin')
+    p.add_argument('--recogniser', required=True); p.add_argument('--pairs', nargs='+', default=[], help='pairs.txt or .bin, one or several')
+    p.add_argument('--ijb', nargs='+', default=[], metavar='DIR', help='IJB-B or IJB-C: folder with meta/ and loose_crop/')
+    p.add_argument('--images', help='folder of the images that pairs.txt names')
+    p.add_argument('--folds', type=some, help='instead of those of pairs.txt, or the 10 of a .bin')
     _common(p)
     p = _verb(verbs, 'analyse', _analyse, 'what a set is: similarities, leakage',
               'cemiface analyse --faces set --judge judge.safetensors --against photos --json')
-    p.add_argument('--faces', required=True); p.add_argument('--judge', required=True)
+    p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
     p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
+    _packing(verbs); _aligning(verbs); _benching(verbs, some)
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
     p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
     _values(p)
 
-# %% ../nbs/16_cli.ipynb #c014
+def _benching(verbs, some):
+    p = _verb(verbs, 'bench', _bench, 'measure speed on this machine', 'cemiface bench -r paper --compare naive --json')
+    p.add_argument('-r', '--recipe', action='append', help='whose sizes, may be repeated (default toy and lfw-cpu)')
+    _values(p)
+    p.add_argument('--work', metavar='WORK,...', help='of train, sample, generate, recogniser, embed (default all)')
+    p.add_argument('--size', type=some, help='side of the faces in pixels'); p.add_argument('--batch', type=some, help='faces at once, in every work')
+    p.add_argument('--compare', choices=['naive'], help='beside the straightforward version')
+    p.add_argument('--compile', action='store_true', help='compile the denoiser')
+    p.add_argument('--repeats', type=some, default=3, help='timings, of which the median counts')
+    p.add_argument('--eid', help='E_id: an architecture, or weights'); p.add_argument('--plots', metavar='DIR', help='draw cost against steps, size and batch')
+    _common(p)
+
+# %% ../nbs/16_cli.ipynb #c015
+def _packing(verbs):
+    p = _verb(verbs, 'pack', _pack, 'a set of faces as one file for other programs, every encoded byte as it is',
+              'cemiface pack --from set --to train.rec --copies 5')
+    p.add_argument('--from', dest='source', required=True, metavar='SET', help='folder, .rec or tars')
+    p.add_argument('--to', required=True, metavar='FILE',
+                   help='FILE.rec, FILE.bin, FILE.tar, FILE-%%06d.tar, folder of tars to make, or SET/metadata.jsonl')
+    p.add_argument('--pairs', help='pairs.txt, for a .bin')
+    p.add_argument('--copies', type=_number(int, 0), default=0, help='copies of each inquiry beside the generated faces')
+    p.add_argument('--inquiries', help='where these are (default SET.inquiries)')
+    p.add_argument('--json', action='store_true')
+    p = _verb(verbs, 'unpack', _unpack, 'a packed set as a folder of images', 'cemiface unpack --from train.rec --to set')
+    p.add_argument('--from', dest='source', required=True, metavar='FILE', help='.rec, .bin, .tar or pattern of tars')
+    p.add_argument('--to', required=True, metavar='FOLDER')
+    p.add_argument('--json', action='store_true')
+
+# %% ../nbs/16_cli.ipynb #c016
+def _aligning(verbs):
+    p = _verb(verbs, 'align', _align, 'raw photos to aligned faces, by five landmarks each',
+              'cemiface align --from photos --to faces --landmarks list.txt')
+    p.add_argument('--from', dest='source', required=True, metavar='DIR', help='photos, DIR/IDENTITY/*.jpg or flat')
+    p.add_argument('--to', required=True, metavar='DIR', help='folder for the faces, in the same order; what was left out is in dropped.txt')
+    by = p.add_mutually_exclusive_group(required=True)
+    by.add_argument('--landmarks', metavar='FILE', help='a line a face: path x1 y1 ... x5 y5 [score]; eyes, nose, corners of the mouth, left first')
+    by.add_argument('--detector', metavar='pkg.module:factory', help='makes a function from an image (uint8, h x w x RGB) to a list of (five points, score)')
+    p.add_argument('--size', type=_number(int, 8), default=112, help='side of the faces, pixels')
+    p.add_argument('--min-side', type=float, help='smallest face, side in pixels of the photo (32)')
+    p.add_argument('--rival', type=float, help='largest size times score of a second face, as a share of the first (0.6)')
+    p.add_argument('--max-misfit', type=float, help='largest distance of landmarks from their places, pixels of 112 (10)')
+    p.add_argument('--image-format', choices=['png', 'jpg'], default='png'); p.add_argument('--json', action='store_true')
+
+# %% ../nbs/16_cli.ipynb #c018
 def _outcome(e):
     "Exit code and sentence for an exception; None where it is a bug"
     behind = e

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'CemiFaceError', 'log', 'progress', 'stable_seed', 'seed_everything', 'atomic_path', 'sweep',
            'plain', 'write_text', 'write_json', 'check_version', 'read_text', 'read_json', 'fingerprint', 'sha256_file',
-           'knob', 'recipe_keys', 'from_dict', 'load_toml', 'apply_overrides', 'to_toml', 'RunFolder', 'versions',
-           'hardware', 'Terminated', 'graceful_signals']
+           'knob', 'recipe_keys', 'from_dict', 'load_toml', 'apply_overrides', 'to_toml', 'differences', 'RunFolder',
+           'versions', 'hardware', 'text_table', 'Terminated', 'graceful_signals', 'held_signals']
 
 # %% ../nbs/00_core.ipynb #c003
 import contextlib
@@ -356,14 +356,14 @@ def load_toml(
     inline = isinstance(source, str) and ('\n' in source or '=' in source)
     name = 'the recipe text' if inline else source
     try: d = tomllib.loads(source if inline else read_text(source, 'recipe'))
-    except tomllib.TOMLDecodeError as e: raise CemiFaceError(f'{name} is not valid TOML: {e}') from None
+    except (ValueError, RecursionError) as e: raise CemiFaceError(f'{name} is not valid TOML: {e}') from None
     check_version(d, name)
     return {k:v for k,v in d.items() if k != 'format_version'}
 
 def _value(s):
     "A TOML value, or the bare text"
     try: d = tomllib.loads('v = '+s)
-    except tomllib.TOMLDecodeError: return s.strip()
+    except (ValueError, RecursionError): return s.strip()
     return d['v'] if len(d) == 1 else s.strip()
 
 def apply_overrides(
@@ -396,6 +396,20 @@ def to_toml(
     return tomli_w.dumps({'format_version':FORMAT_VERSION, **_none_to_text(plain(obj))})
 
 # %% ../nbs/00_core.ipynb #c062
+def _leaves(d, prefix=''):
+    "Dotted names and values of a nested dict"
+    return {k2: v2 for k, v in d.items() for k2, v2 in (_leaves(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix+k: v}).items()}
+
+def differences(
+    there:dict, # nested settings, as stored
+    now:dict, # nested settings
+)->dict[str, str]: # dotted name -> 'name = this where that is asked for'
+    "Which settings differ, in words"
+    there, now = _leaves(there), _leaves(plain(now))
+    show = lambda d, k: json.dumps(d[k]) if k in d else 'nothing'
+    return {k: f'{k} = {show(there, k)} where {show(now, k)} is asked for' for k in {**there, **now} if k not in there or k not in now or there[k] != now[k]}
+
+# %% ../nbs/00_core.ipynb #c064
 class RunFolder:
     "A folder that holds one run, and remembers which stages are done"
     def __init__(self,
@@ -407,22 +421,27 @@ class RunFolder:
         path:str|os.PathLike, # the folder, made if need be
         fingerprint:str, # of everything that decides the result
         kind:str, # what the run makes: 'run', 'generator', 'set', ...
+        settings:dict|None=None, # what the fingerprint is of, to tell differences by
+        force:typing.Container=(), # dotted names of settings that may differ from what was begun
     )->'RunFolder':
-        "Begin or resume. Raises CemiFaceError when the folder holds anything else or can't be written"
+        "Begin or resume. Raises CemiFaceError when the folder holds anything else (naming the settings that differ) or can't be written"
         self, mark = cls(path), Path(path)/'run.json'
         if self.path.is_dir(): sweep(self.path)
         if mark.exists():
             d = read_json(mark, 'run marker')
             if (d.get('kind'), d.get('fingerprint')) != (kind, fingerprint):
                 other = 'another run' if d.get('kind') == kind else f'another run (of kind "{d.get("kind")}")'
-                raise CemiFaceError(f'{path} holds {other}; choose another --out')
+                changed = differences(d.get('settings', {}), settings or {}) if d.get('kind') == kind else {}
+                if not changed or any(k not in force for k in changed):
+                    raise CemiFaceError(f'{path} holds {other}{", with "*bool(changed)}{", ".join(changed.values())}; choose another --out')
+                write_json(mark, dict(kind=kind, fingerprint=fingerprint, settings=settings))
         elif self.path.is_dir() and any(not o.name.startswith('.') for o in self.path.iterdir()):
             raise CemiFaceError(f'{path} holds other files; choose another --out')
         elif self.path.exists() and not self.path.is_dir(): raise CemiFaceError(f'{path} is a file; choose another --out')
-        else: write_json(mark, dict(kind=kind, fingerprint=fingerprint))
+        else: write_json(mark, dict(kind=kind, fingerprint=fingerprint) | (dict(settings=settings) if settings else {}))
         return self
 
-# %% ../nbs/00_core.ipynb #c063
+# %% ../nbs/00_core.ipynb #c065
 @patch
 def _marker(self:RunFolder, stage): return self.path/'stages'/f'{stage}.json'
 
@@ -450,7 +469,7 @@ def finish(self:RunFolder,
     "Mark the stage as finished"
     write_json(self._marker(stage), dict(key=key, **facts))
 
-# %% ../nbs/00_core.ipynb #c067
+# %% ../nbs/00_core.ipynb #c069
 def versions(
 )->dict: # package -> version
     "Versions of Python, this library and the ones that decide the numbers"
@@ -471,7 +490,18 @@ def hardware(
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ', '.join([f'{cores} x {cpu}'] + [f'{gpus.count(o)} x {o}' for o in sorted(set(gpus))])
 
-# %% ../nbs/00_core.ipynb #c070
+# %% ../nbs/00_core.ipynb #c072
+def text_table(
+    head:typing.Sequence[str], # names of the columns
+    rows:typing.Sequence[typing.Sequence[str]], # one sequence of texts per line
+    sides:str|None=None, # a `<` or `>` for each column; by default the first to the left and the rest to the right
+)->list[str]: # the head, and one line for each row
+    "Lines of text whose columns line up"
+    widths = [max(map(len, o)) for o in zip(head, *rows)]
+    sides = sides or '<'+'>'*(len(widths)-1)
+    return ['  '.join(f'{o:{a}{w}}' for o, a, w in zip(line, sides, widths)).rstrip() for line in (head, *rows)]
+
+# %% ../nbs/00_core.ipynb #c075
 class Terminated(KeyboardInterrupt):
     "SIGTERM arrived"
 
@@ -484,3 +514,20 @@ def graceful_signals():
     old = signal.signal(signal.SIGTERM, _raise_terminated)
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
+
+# %% ../nbs/00_core.ipynb #c078
+@contextlib.contextmanager
+def held_signals():
+    "Yields a function that tells whether SIGINT or SIGTERM has arrived; the signal takes effect at the end of the body, a second one at once"
+    came = []
+    if threading.current_thread() is not threading.main_thread(): yield lambda: False; return
+    def note(number, frame):
+        if came: old[number](number, frame)
+        came.append(number)
+    old = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
+    held = [o for o, f in old.items() if callable(f)]            # those that would end the process outright, or are ignored, stay as they are
+    for o in held: signal.signal(o, note)
+    try: yield lambda: bool(came)
+    finally:
+        for o in held: signal.signal(o, old[o])
+    if came: old[came[0]](came[0], None)

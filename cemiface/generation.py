@@ -4,30 +4,36 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'InquiryConfig', 'select_inquiries', 'sphere_point', 'condition_on', 'face_generator', 'direction',
-           'CemiFaceOutput', 'CemiFacePipeline', 'check_steps', 'GenerationConfig', 'draw_batch', 'draw_unconditional',
-           'write_inquiries', 'set_key', 'generate_set', 'with_copies', 'train_generator', 'load_generator']
+           'CemiFaceOutput', 'CemiFacePipeline', 'check_steps', 'GenerationConfig', 'for_sampling', 'draw_batch',
+           'draw_unconditional', 'inquiries_there', 'write_inquiries', 'Counts', 'face_settings', 'face_file',
+           'fitting_batch', 'open_set', 'write_set', 'generate_set', 'with_copies', 'train_generator', 'load_generator']
 
 # %% ../nbs/09_generation.ipynb #c003
+import contextlib
+import copy
 import inspect
+import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, atomic_path, check_version, fingerprint, knob, progress,
+from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, atomic_path, check_version, fingerprint, knob, progress, read_json,
     sha256_file, stable_seed)
 from .faces import FaceSet, save_image, to_float, to_uint8
-from .formats import manifest_line, mend_manifest
+from .formats import manifest_line, scan_manifest
 from .recognition import Recogniser, embed, unit
 from .schedule import ddim, make_scheduler
-from .training import GeneratorParts, processes, steps_in_all, train_denoiser, training_key
+from cemiface.training import (GeneratorParts, may_change, processes, steps_in_all, train_denoiser, training_key, training_settings,
+    try_compile)
 from .unet import Condition, FaceUNet
 
 # %% ../nbs/09_generation.ipynb #c006
@@ -147,18 +153,19 @@ def sample(self:CemiFacePipeline,
     guidance:float=1., # 1 follows the condition; above, away from the unconditional prediction
     drop:Tensor|None=None, # bool (b,): draw without condition
 )->Tensor: # faces, (b,3,h,w) in [-1,1]
-    "The sampling loop; no value leaves the device before the end"
+    "The sampling loop; no value leaves the device before the end, and the scheduler counts on the CPU, so that nothing waits"
     x = torch.stack([torch.randn((3, self.size, self.size), generator=g, device=g.device) for g in generators]).to(self.device)
-    self.scheduler.set_timesteps(steps, device=self.device)
+    self.scheduler.set_timesteps(steps, device='cpu')
     accepts = inspect.signature(self.scheduler.step).parameters
     extra = {k: v for k, v in dict(eta=eta, generator=generators).items() if k in accepts}
     x, tokens = x*self.scheduler.init_noise_sigma, self.condition(e, m, drop)
     if guidance != 1: free = self.condition(e, m, torch.ones_like(m, dtype=bool))
-    for t in self.scheduler.timesteps:
+    predict = lambda x, t, c: self.unet(x.to(self.unet.dtype), t, c.to(self.unet.dtype)).float()
+    for t, t_there in zip(self.scheduler.timesteps, self.scheduler.timesteps.to(self.device)):
         x_in = self.scheduler.scale_model_input(x, t)
-        out = self.unet(x_in, t, tokens)
-        if guidance != 1: bare = self.unet(x_in, t, free); out = bare + guidance*(out-bare)
-        x = self.scheduler.step(out.float(), t, x, **extra).prev_sample
+        out = predict(x_in, t_there, tokens)
+        if guidance != 1: bare = predict(x_in, t_there, free); out = bare + guidance*(out-bare)
+        x = self.scheduler.step(out, t, x, **extra).prev_sample
     return x.clamp(-1, 1)
 
 # %% ../nbs/09_generation.ipynb #c025
@@ -203,18 +210,30 @@ class GenerationConfig:
     steps:int = knob(20, 'sampling steps', lo=1)
     eta:float = knob(1., 'noise re-added by DDIM: 0 none, 1 as much as DDPM', lo=0, hi=1)
     guidance:float = knob(1., '1 follows the condition; above 1, away from the unconditional prediction', lo=0)
-    batch:int = knob(128, 'faces computed at once; part of what decides a face to the last bit', lo=1)
-    precision:str = knob('no', 'autocast while sampling', choices=['no', 'bf16', 'fp16'])
+    batch:int = knob(128, 'faces computed at once; part of what decides a face to the last bit; 0 takes what fits the memory of the GPU', lo=0)
+    precision:str = knob('no', 'of the denoiser while sampling', choices=['no', 'bf16', 'fp16'])
+    compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
     image_format:str = knob('png', 'file format of the faces', choices=['png', 'jpg'])
 
+# %% ../nbs/09_generation.ipynb #c032
+def for_sampling(
+    pipeline:CemiFacePipeline, # generator, on its device
+    cfg:GenerationConfig, # precision
+)->CemiFacePipeline: # for drawing only, not for saving
+    "The same generator, faster: weights of the denoiser cast once (autocast would cast them at every pass), channels last on a GPU, E_id folded"
+    dtype, unet = dict(bf16=torch.bfloat16, fp16=torch.float16).get(cfg.precision, torch.float32), copy.deepcopy(pipeline.unet)
+    torch.nn.Module.to(unet, dtype)                            # the one of diffusers warns
+    if pipeline.device.type == 'cuda': unet.to(memory_format=torch.channels_last)
+    return CemiFacePipeline(unet, pipeline.condition, pipeline.scheduler, pipeline.recogniser.folded(), dict(pipeline.config.trained))
+
 def draw_batch(
-    pipeline:CemiFacePipeline, # generator
+    pipeline:CemiFacePipeline, # generator; one made by for_sampling is faster
     e0:np.ndarray|Tensor, # embeddings of the inquiries, (b,D), b <= cfg.batch
     m:float, # similarity asked for
     control:str, # `scalar`, `sphere`, or `none` for unconditional faces
     who:list[tuple[int, int]], # (identity, index) of each face
     seed:int, # seed of the set
-    cfg:GenerationConfig, # steps, eta, guidance, batch, precision
+    cfg:GenerationConfig, # steps, eta, guidance, batch
 )->tuple[Tensor, Tensor]: # faces uint8 (b,3,h,w) and their similarity to e0 by E_id (b,), on the CPU
     "Draw one padded batch"
     device, n = pipeline.device, len(who)
@@ -225,14 +244,12 @@ def draw_batch(
     mm = torch.full((cfg.batch,), float(m), device=device)
     e, mm = (e0, mm) if control == 'none' else condition_on(e0, mm, control, u)
     drop = torch.ones(cfg.batch, dtype=bool, device=device) if control == 'none' else None
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(cfg.precision)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        x = pipeline.sample(e, mm, [face_generator(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop)
+    x = pipeline.sample(e, mm, [face_generator(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop)
     u8 = to_uint8(x)
     s = F.cosine_similarity(e0, pipeline.recogniser(to_float(u8)).float())
     return u8[:n].cpu(), s[:n].cpu()
 
-# %% ../nbs/09_generation.ipynb #c034
+# %% ../nbs/09_generation.ipynb #c035
 def draw_unconditional(
     pipeline:CemiFacePipeline, # generator, trained with condition dropout
     n:int, # how many
@@ -244,7 +261,7 @@ def draw_unconditional(
         raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw inquiries of its own; '
                             'give it a folder of inquiry faces')
     cfg, out, seed = cfg or GenerationConfig(), [], stable_seed(seed, 'unconditional')
-    zeros = np.zeros((cfg.batch, pipeline.recogniser.config.dim), np.float32)
+    zeros, pipeline = np.zeros((cfg.batch, pipeline.recogniser.config.dim), np.float32), for_sampling(pipeline, cfg)
     with progress(n, 'drawing unconditional faces', 'img') as bar:
         for i in range(0, n, cfg.batch):
             who = [(j, 0) for j in range(i, min(n, i+cfg.batch))]
@@ -252,45 +269,141 @@ def draw_unconditional(
             bar.update(len(who))
     return np.concatenate(out)
 
+def inquiries_there(
+    pictures:np.ndarray, # chosen faces, uint8 (n,3,h,w)
+    out:str|Path, # folder that may hold some, all or more of them
+)->FaceSet|None: # what it holds
+    "The inquiries of a folder; raises CemiFaceError where they are not the same as far as both go"
+    if not Path(out).exists(): return None
+    there = FaceSet.from_folder(out, pictures.shape[-1])
+    if not all(np.array_equal(a, b) for a, b in zip(there.images, pictures)): raise CemiFaceError(f'{out} holds other inquiries; choose another --out')
+    return there
+
 def write_inquiries(
     pictures:np.ndarray, # chosen faces, uint8 (n,3,h,w)
-    out:str|Path, # folder to make
+    out:str|Path, # folder to make, or to make longer
 )->FaceSet: # the same faces, as read back
-    "Write inquiries as NNNNNN/000.png, one identity each"
+    "Write inquiries as NNNNNN/000.png, one identity each; raises CemiFaceError where others are there"
+    there, n = inquiries_there(pictures, out), len(pictures)
+    if there and len(there) >= n: return there if len(there) == n else there.subset(range(n))
     with atomic_path(out) as tmp:
         for i, p in enumerate(pictures): save_image(p, tmp/f'{i:06d}'/'000.png')
     return FaceSet.from_folder(out, pictures.shape[-1])
 
-# %% ../nbs/09_generation.ipynb #c037
-def set_key(
+# %% ../nbs/09_generation.ipynb #c038
+class Counts:
+    "How many faces each identity gets, and which face stands at which place of the whole line"
+    def __init__(self,
+        counts, # faces per identity, whole numbers
+    ): self.counts = np.asarray(counts, int); self.ends = np.cumsum(self.counts); self.total = int(self.ends[-1])
+
+    def who(self,
+        places, # places in the line, (k,)
+    )->list[tuple[int, int]]: # (identity, index) of each
+        i = np.searchsorted(self.ends, places, 'right')
+        return list(zip(i.tolist(), (places-self.ends[i]+self.counts[i]).tolist()))
+
+    def place(self,
+        identity:int, # number of the identity
+        index:int, # number of the face within it
+    )->int|None: # its place, if it is asked for
+        return int(self.ends[identity]-self.counts[identity]+index) if identity < len(self.counts) and index < self.counts[identity] else None
+
+def face_settings(
     pipeline:CemiFacePipeline, # generator
-    inquiries:FaceSet, # one face per identity
     m:float, control:str, seed:int, # what is asked for
     cfg:GenerationConfig, # how it is drawn
-)->str: # fingerprint
-    "Fingerprint of everything that decides a set"
-    how = {k: v for k, v in asdict(cfg).items() if k != 'copies'}
-    return fingerprint(pipeline.fingerprint, inquiries.fingerprint, float(m), control, seed, how)
+)->dict: # plain values
+    "Everything that decides a face of a set, but for its inquiry and its numbers"
+    how = {k: v for k, v in asdict(cfg).items() if k not in ('copies', 'per_identity')}
+    return dict(generator=pipeline.fingerprint, m=float(m), control=control, seed=seed) | how
 
-def _rows(out):
-    "What the manifests of all processes say, by identity and index; torn lines are cut off"
-    return {(r['identity'], r['index']): r for p in sorted(out.glob('manifest*.jsonl')) for r in mend_manifest(p)}
+# %% ../nbs/09_generation.ipynb #c040
+def _there(out, counts, sources, ext):
+    "Which places of the line are on disk, bool (total,); raises CemiFaceError where a face is of another inquiry"
+    have = np.zeros(counts.total, bool)
+    for p in sorted(out.glob('manifest*.jsonl')):
+        for _, r in scan_manifest(p, mend=True):
+            if (at := counts.place(r['identity'], r['index'])) is None: continue
+            if r['inquiry'] != sources[r['identity']]:
+                raise CemiFaceError(f'{out} holds another set: its identity {r["identity"]} has another inquiry; choose another --out')
+            have[at] = face_file(out, r['identity'], r['index'], ext).exists()
+    return have
 
-def _missing(out, who, batch, ranks):
-    "This process's share of the batches that are not on disk"
-    with ranks.main_process_first(): there = {k for k, r in _rows(out).items() if (out/r['file']).exists()}
-    todo = [who[i:i+batch] for i in range(0, len(who), batch) if not there.issuperset(who[i:i+batch])]
-    ranks.wait_for_everyone()
-    return todo[ranks.process_index::ranks.num_processes]
+def face_file(out:Path, identity:int, index:int, ext:str)->Path: # OUT/NNNNNN/KKK.EXT
+    "Where a face of a set lies"
+    return out/f'{identity:06d}'/f'{index:03d}.{ext}'
+
+def _missing(have, batch, ranks):
+    "This process's batches of the places that are not on disk"
+    places = np.flatnonzero(~have)
+    return [places[i:i+batch] for i in range(0, len(places), batch)][ranks.process_index::ranks.num_processes]
 
 def _line(i, k, similarity, m, control, seed, source, ext):
     "Manifest line of a face"
     extra = dict(direction=stable_seed(seed, 'direction', i, k)) if control == 'sphere' else {}
-    return manifest_line(identity=i, index=k, file=f'{i:06d}/{k:03d}.{ext}', m=m, control=control, seed=seed, inquiry=source,
+    return manifest_line(identity=i, index=k, file=face_file(Path(), i, k, ext).as_posix(), m=m, control=control, seed=seed, inquiry=source,
         similarity=round(similarity, 5), **extra)
 
-# %% ../nbs/09_generation.ipynb #c039
-def generate_set(
+def _merge(folder, key, total):
+    "One manifest out of the parts, in order; the set is then finished"
+    out, parts = folder.path, sorted(folder.path.glob('manifest*.jsonl'))
+    lines = ((r['identity'], r['index'], n, at) for n, p in enumerate(parts) for at, r in scan_manifest(p))
+    where = np.fromiter(lines, np.dtype((np.int64, 4)))
+    where = where[np.unique(where[:, :2], axis=0, return_index=True)[1]]
+    if len(where) < total: raise CemiFaceError(f'{out} lacks {total-len(where)} of its {total} faces, because a process has ended early; start again')
+    with contextlib.ExitStack() as stack, atomic_path(out/'manifest.jsonl') as tmp, open(tmp, 'wb') as f:
+        files = [stack.enter_context(open(p, 'rb')) for p in parts]
+        for _, _, n, at in where: files[n].seek(at); f.write(files[n].readline())
+    for p in out.glob('manifest-*.jsonl'): p.unlink()
+    folder.finish('faces', key, faces=total)
+
+# %% ../nbs/09_generation.ipynb #c043
+def fitting_batch(
+    pipeline:CemiFacePipeline, # on its device
+    share:float=.6, # of the free memory that may be used
+    most:int=1024, # more gains nothing
+)->int: # a multiple of 32
+    "How many faces the memory of the GPU takes at once, from one pass of 32; 128 on a processor"
+    if pipeline.device.type != 'cuda': return 128
+    e, before = torch.zeros(32, pipeline.recogniser.config.dim, device=pipeline.device), torch.cuda.memory_allocated(pipeline.device)
+    torch.cuda.reset_peak_memory_stats(pipeline.device)
+    pipeline.sample(e, e[:, 0], [torch.Generator(pipeline.device)]*32, 1)
+    each = (torch.cuda.max_memory_allocated(pipeline.device)-before)/32
+    return int(min(most, max(32, share*torch.cuda.mem_get_info(pipeline.device)[0]/each//32*32)))
+
+def _fixed_batch(pipeline, cfg, out, ranks):
+    "The recipe with a number of faces at once, the same in all processes"
+    if cfg.batch: return cfg
+    begun = read_json(out/'run.json').get('settings', {}).get('batch') if (out/'run.json').exists() else None
+    found = [begun or fitting_batch(pipeline)]
+    return replace(cfg, batch=(found if ranks.num_processes == 1 else broadcast_object_list(found))[0])
+
+def _compile_for_sampling(pipeline, cfg):
+    "Compile the denoiser for the batch of the set, with CUDA graphs on a GPU"
+    e = torch.zeros(cfg.batch, pipeline.recogniser.config.dim, device=pipeline.device)
+    probe = lambda: draw_batch(pipeline, e, 1., 'scalar', [(0, 0)]*cfg.batch, 0, replace(cfg, steps=2))
+    try_compile(pipeline.unet, probe, 'reduce-overhead' if pipeline.device.type == 'cuda' and cfg.guidance == 1 else None)
+
+# %% ../nbs/09_generation.ipynb #c046
+def open_set(
+    pipeline:CemiFacePipeline, # generator
+    out:str|Path, # folder of the set
+    m:float, # similarity asked for, in [-1,1]
+    control:str, # `scalar` or `sphere`
+    seed:int, # decides noise and directions
+    cfg:GenerationConfig, # how the faces are drawn
+)->tuple[RunFolder, GenerationConfig, dict]: # the folder, the recipe with its batch, what decides a face
+    "Begin or resume a set; raises CemiFaceError for values out of range or a folder that holds another set"
+    out, ranks = Path(out), processes(pipeline.device.type == 'cpu')
+    check_steps(cfg.steps, pipeline.scheduler.config.num_train_timesteps)
+    condition_on(torch.zeros(1, 2), torch.tensor([float(m)]), control, torch.ones(1, 2))
+    cfg = _fixed_batch(pipeline, cfg, out, ranks)
+    settings = face_settings(pipeline, m, control, seed, cfg)
+    with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
+    return folder, cfg, settings
+
+def write_set(
     pipeline:CemiFacePipeline, # generator
     inquiries:FaceSet, # one face per identity, read from files
     out:str|Path, # folder of the set
@@ -298,40 +411,63 @@ def generate_set(
     control:str='scalar', # `scalar` or `sphere`
     seed:int=0, # decides noise and directions
     cfg:GenerationConfig|None=None, # how the faces are drawn
-)->FaceSet: # the finished set, labelled
-    "Write a labelled set, resuming what is there; raises CemiFaceError for values out of range or a folder that holds another set"
-    cfg, out, ranks = cfg or GenerationConfig(), Path(out), processes(pipeline.device.type == 'cpu')
-    check_steps(cfg.steps, pipeline.scheduler.config.num_train_timesteps)
-    condition_on(torch.zeros(1, 2), torch.tensor([float(m)]), control, torch.ones(1, 2))
+    counts=None, # faces per identity, (len(inquiries),); by default cfg.per_identity of each
+)->Counts: # what was asked for
+    "Write a labelled set, or what is missing of it; raises CemiFaceError for values out of range or a folder that holds another set"
     if inquiries.files is None: raise CemiFaceError('the manifest names the inquiry faces, but these are no files; use write_inquiries')
-    key = set_key(pipeline, inquiries, m, control, seed, cfg)
-    with ranks.main_process_first(): folder = RunFolder.open(out, key, 'set')
-    if not folder.done('faces', key):
-        who = [(i, k) for i in range(len(inquiries)) for k in range(cfg.per_identity)]
-        todo, e0 = _missing(out, who, cfg.batch, ranks), embed(pipeline.recogniser, inquiries.images)
-        sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) for f in inquiries.files]
-        with progress(sum(map(len, todo)), f'drawing {out.name}', 'img') as bar, ThreadPoolExecutor(2) as pool:
-            for batch in todo:
-                u8, s = draw_batch(pipeline, e0[[i for i, _ in batch]], m, control, batch, seed, cfg)
-                files = [out/f'{i:06d}'/f'{k:03d}.{cfg.image_format}' for i, k in batch]
-                list(pool.map(save_image, u8.numpy(), files))
-                lines = [_line(i, k, o, m, control, seed, sources[i], cfg.image_format) for (i, k), o in zip(batch, s.tolist())]
-                with (out/f'manifest-{ranks.process_index}.jsonl').open('a') as f: f.writelines(lines)
-                bar.update(len(batch))
-        ranks.wait_for_everyone()
-        if ranks.is_main_process: _merge(folder, key, len(who))
-        ranks.wait_for_everyone()
-    return FaceSet.from_folder(out, pipeline.size)
+    folder, cfg, settings = open_set(pipeline, out, m, control, seed, cfg or GenerationConfig())
+    counts, ranks = Counts([cfg.per_identity]*len(inquiries) if counts is None else counts), processes(pipeline.device.type == 'cpu')
+    sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) for f in inquiries.files]
+    key = fingerprint(settings, counts.counts, sources)
+    if folder.done('faces', key): return counts
+    with ranks.main_process_first(): have = _there(folder.path, counts, sources, cfg.image_format)
+    ranks.wait_for_everyone()
+    todo = _missing(have, cfg.batch, ranks)
+    _draw_missing(pipeline, inquiries, folder.path, m, control, seed, cfg, counts, sources, todo, ranks.process_index)
+    ranks.wait_for_everyone()
+    if ranks.is_main_process: _merge(folder, key, counts.total)
+    ranks.wait_for_everyone()
+    return counts
 
-def _merge(folder, key, n):
-    "One manifest out of the parts, in order; the set is then finished"
-    rows, out = _rows(folder.path), folder.path
-    if len(rows) < n: raise CemiFaceError(f'{out} lacks {n-len(rows)} of its {n} faces, because a process has ended early; start again')
-    with atomic_path(out/'manifest.jsonl') as tmp: tmp.write_text(''.join(manifest_line(**rows[k]) for k in sorted(rows)))
-    for p in out.glob('manifest-*.jsonl'): p.unlink()
-    folder.finish('faces', key, faces=n)
+# %% ../nbs/09_generation.ipynb #c047
+def _embed_alone(recogniser, images, batch=64):
+    "Embeddings that do not depend, to the last bit, on how many other inquiries there are: always as many at once"
+    pad = np.repeat(images[-1:], -len(images)%batch, axis=0)
+    return embed(recogniser, np.concatenate([images, pad]), batch=batch)[:len(images)]
 
-# %% ../nbs/09_generation.ipynb #c045
+def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sources, todo, rank):
+    "Draw batches; their files are written while the next batch is drawn, and their lines when all files are there"
+    e0, pipeline = _embed_alone(pipeline.recogniser, inquiries.images), for_sampling(pipeline, cfg)
+    if cfg.compile and todo: _compile_for_sampling(pipeline, cfg)
+    def write(pool, batch, u8, s):
+        saved = [pool.submit(save_image, x, face_file(out, *w, cfg.image_format)) for x, w in zip(u8.numpy(), batch)]
+        lines = [_line(*w, o, m, control, seed, sources[w[0]], cfg.image_format) for w, o in zip(batch, s.tolist())]
+        return saved, lines
+    def finish(saved=(), lines=()):
+        for o in saved: o.result()
+        with (out/f'manifest-{rank}.jsonl').open('a') as f: f.writelines(lines)
+        bar.update(len(lines))
+    with progress(sum(map(len, todo)), f'drawing {out.name}', 'img') as bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting = ()
+        try:
+            for places in todo:
+                batch = counts.who(places)
+                drawn = draw_batch(pipeline, e0[[i for i, _ in batch]], m, control, batch, seed, cfg)
+                before, waiting = waiting, ()
+                finish(*before); waiting = write(pool, batch, *drawn)
+        finally: finish(*waiting)                            # also when interrupted: these faces are drawn
+
+def generate_set(
+    pipeline:CemiFacePipeline, inquiries:FaceSet, out:str|Path, # as for write_set
+    m:float=0., control:str='scalar', seed:int=0, cfg:GenerationConfig|None=None, counts=None, # likewise
+)->FaceSet: # the finished set, labelled, without what a larger demand drew before
+    "`write_set`, and read the faces"
+    c = write_set(pipeline, inquiries, out, m, control, seed, cfg, counts)
+    made = FaceSet.from_folder(out, pipeline.size)
+    asked = [c.place(int(Path(f).parent.name), int(Path(f).stem)) is not None for f in made.files]
+    return made if all(asked) else made.subset(np.flatnonzero(asked))
+
+# %% ../nbs/09_generation.ipynb #c055
 def with_copies(
     faces:FaceSet, # generated set whose label i belongs to inquiry i
     inquiries:FaceSet, # one face per identity
@@ -342,7 +478,7 @@ def with_copies(
     labels = np.repeat(np.arange(len(inquiries)), copies)
     return FaceSet(np.concatenate([faces.images, inquiries.images[labels]]), np.concatenate([faces.labels, labels]), faces.names)
 
-# %% ../nbs/09_generation.ipynb #c048
+# %% ../nbs/09_generation.ipynb #c058
 def train_generator(
     faces:FaceSet, # faces to learn from; labels are not used
     recogniser:Recogniser, # frozen E_id
@@ -351,12 +487,14 @@ def train_generator(
     seed:int=0, # decides weights and draws
     cpu:bool=False, # stay on the CPU
     cache=None, # folder of cached embeddings
+    force:bool=False, # go on although settings have changed that may
 )->CemiFacePipeline: # trained, on the CPU
-    "Train a generator into `out`, resuming what is there; raises CemiFaceError if `out` holds anything else"
+    "Train a generator into `out`, resuming what is there; raises CemiFaceError if `out` holds anything else, or was begun with other settings"
     out, key, ranks = Path(out), training_key(faces, recogniser, parts, seed), processes(cpu)
-    with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator')
+    with ranks.main_process_first():
+        folder = RunFolder.open(out, key, 'generator', training_settings(faces, recogniser, parts, seed), may_change(parts) if force else ())
     if not folder.done('training', key):
-        net, log = train_denoiser(faces, recogniser, parts, out/'training', seed, cpu, cache)
+        net, log = train_denoiser(faces, recogniser, parts, out/'training', seed, cpu, cache, force)
         facts = dict(views=steps_in_all(parts.training, len(faces))*parts.training.batch, seed=seed, dropout=parts.condition.dropout,
             faces=len(faces), size=faces.images.shape[-1], recogniser=recogniser.fingerprint, last=log[-1])
         if ranks.is_main_process:
@@ -364,10 +502,10 @@ def train_generator(
             folder.finish('training', key, **facts)
     ranks.wait_for_everyone()
     if ranks.is_main_process:                                                             # nothing is left to resume
-        for p in [out/'training'/'checkpoint.pt', *(out/'training').glob('log-*.jsonl')]: p.unlink(missing_ok=True)
+        for p in (out/'training').glob('checkpoint.*'): p.unlink()
     return load_generator(out)
 
-# %% ../nbs/09_generation.ipynb #c049
+# %% ../nbs/09_generation.ipynb #c059
 def _save(pipeline, out):
     "Write a pipeline folder so that a kill leaves no half-written part"
     for name, part in pipeline.components.items():

@@ -93,16 +93,27 @@ class Command:
         out, err = (o.read_text() for o in self.names)
         return SimpleNamespace(code=self.process.exitcode, out=out, err=err)
 
-def two(start, *args, stop=None):
-    "Start a command in two processes, as torch's launcher does; `stop` is for the second"
+def ranks(n):
+    "The environment of each of n processes, as torch's launcher sets it"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
-    return [start(*args, env=dict(env, RANK=str(k), LOCAL_RANK=str(k)), stop=stop if k else None) for k in range(2)]
+    env = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    return [dict(env, RANK=str(k), LOCAL_RANK=str(k)) for k in range(n)]
 
-def in_process(does, *args):
-    "Call a function where torch is imported, which it is not here"
+def several(start, *args, n=2, stop=None):
+    "Start a command in n processes; `stop` is for the last"
+    return [start(*args, env=env, stop=stop if k==n-1 else None) for k, env in enumerate(ranks(n))]
+
+two = several
+
+def fork(does, *args):
+    "Begin to call a function where torch is imported, which it is not here"
     p = _forks.Process(target=does, args=args)
-    p.start(); p.join(60)
+    p.start()
+    return p
+
+def in_process(does, *args, timeout=100):
+    "Call it, and wait for its end"
+    p = fork(does, *args); p.join(timeout)
     assert p.exitcode==0
 
 def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):
@@ -112,6 +123,12 @@ def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):
     return SimpleNamespace(code=r.returncode, out=r.stdout, err=r.stderr)
 
 # Fixtures
+
+def pytest_addoption(parser):
+    parser.addoption('--fuzz', type=int, default=2000, help='cases of each format in test_fuzz.py')
+    parser.addoption('--faces', type=int, default=20000, help='faces of the simulation in test_scale.py')
+    parser.addoption('--kills', type=int, default=5, help='kills of each kind in test_kills.py')
+    parser.addoption('--kills-seed', type=int, default=0, help='decides the moments of the kills')
 
 @pytest.fixture(scope='session', autouse=True)
 def warm(): forkserver.ensure_running()                # so that the imports begin at once, beside the first tests

@@ -126,7 +126,8 @@ def test_train_recogniser_and_verify(cemiface, finished, dev, tmp_path):
     assert set(d)=={'results', 'average'} and len(d['results'])==2
     for o in d['results']: assert {'name', 'accuracy', 'std', 'folds', 'threshold', 'tar_at_far'} <= set(o) and o['folds']==2
     assert d['average']==d['results'][0]['accuracy'] and as_json(cemiface(*ask, '--json', '--folds', 4).out)['results'][0]['folds']==4
-    assert cemiface(*ask).out.splitlines()[-1]==f'average: {100*d["average"]:.2f}%'
+    names, figures = (o.split() for o in cemiface(*ask).out.splitlines()[-2:])
+    assert names==['pairs', 'pairs', 'average'] and figures[-1]==f'{100*d["average"]:.2f}'
 
 def test_analyse(cemiface, finished):
     asked = finished.inquiries
@@ -136,6 +137,23 @@ def test_analyse(cemiface, finished):
     assert (d['images'], d['identities'])==(18, 6) and {'max', 'mean', 'judge'} <= set(d['leakage'])
     mine = next(o for o in json.loads(finished.out)['sets'] if o['name']=='scalar_+1.00')
     for k in ('similarity_to_inquiry', 'within_identity', 'between_identity'): assert abs(d[k]['mean']-mine[k]['mean']) < 1e-5
+
+def test_bench(cemiface, tmp_path):
+    small = ['bench', '-r', 'toy', '-s', 'generation.steps=2', '--batch', 4, '--repeats', 1]
+    r = cemiface(*small, '--size', 16, '--compare', 'naive', '--json')
+    assert r.code==0 and r.err=='', r
+    d = as_json(r.out)
+    assert {'format_version', 'rows', 'hardware', 'ceiling_tflops'} <= set(d) and d['ceiling_tflops'] > 0
+    assert [o['work'] for o in d['rows']]==['train', 'sample', 'generate', 'recogniser', 'embed']
+    for o in d['rows']:
+        assert o['unit'] in ('img/s', 'eval/s') and (o['size'], o['batch'])==(16, 4) and o['precision'] in ('no', 'bf16')
+        assert all(o[k] > 0 for k in ('rate', 'ratio_to_naive', 'share_of_ceiling', 'peak_memory_bytes'))
+    assert d['rows'][2]['rate_with_writing'] > 0
+    shown = cemiface(*small, '--eid', 'mobilefacenet', '--work', 'embed,sample', '--plots', 'plots')
+    assert shown.code==0 and [o.split()[0] for o in shown.out.splitlines()[3:]]==['embed', 'sample', 'costs:'], shown
+    assert list(contents(tmp_path))==['plots', *(f'plots/toy{o}' for o in ('', '/costs.csv', '/costs.png'))]
+    refused(cemiface('bench', '--work', 'sing'), 'sing', 'train')
+    refused(cemiface('bench', '-r', 'toy', '--size', 25), 'faces.size = 25')
 
 def test_from_scratch(tmp_path):
     r = shell('--help', cwd=tmp_path, timeout=10)

@@ -86,7 +86,7 @@ def test_modules_import_only_earlier_ones():
         used = set(re.findall(r'^\s*(?:from|import) cemiface\.(\w+)', f.read_text(encoding='utf-8'), re.M)) if f.exists() else set()
         assert not [o for o in used if order.get(o, -1) >= n], name
 
-@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'data/README.md'])
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md', 'data/README.md'])
 def test_links_of_a_page_lead_somewhere(page):
     text = re.sub(r'```.*?```', '', (root/page).read_text(encoding='utf-8'), flags=re.S)
     links = [o.split('#')[0] for o in re.findall(r'\]\((?!\w+:|#)([^)\s]+)', text)]
