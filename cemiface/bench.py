@@ -270,9 +270,10 @@ def write_job(
 )->Job:
     "A small set with its files and manifest, from beginning to end, not compiled"
     pipe, (cfg, *_) = _generator(s), _asked(s)
-    cfg, pictures = replace(cfg, compile=False, per_identity=batches), s.faces.images[:cfg.batch]
+    cfg, home = replace(cfg, compile=False, per_identity=batches), tempfile.TemporaryDirectory()
+    inquiries = write_inquiries(s.faces.images[:cfg.batch], Path(home.name)/'inquiries')
     def call():
-        with tempfile.TemporaryDirectory() as d: write_set(pipe, write_inquiries(pictures, Path(d)/'inquiries'), Path(d)/'set', .9, 'sphere', 0, cfg)
+        with tempfile.TemporaryDirectory(dir=home.name) as d: write_set(pipe, inquiries, Path(d)/'set', .9, 'sphere', 0, cfg)
     return Job(call, batches*cfg.batch, cfg.batch, cfg.precision)
 
 # %% ../nbs/14_bench.ipynb #c030

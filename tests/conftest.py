@@ -103,8 +103,6 @@ def several(start, *args, n=2, stop=None):
     "Start a command in n processes; `stop` is for the last"
     return [start(*args, env=env, stop=stop if k==n-1 else None) for k, env in enumerate(ranks(n))]
 
-two = several
-
 def fork(does, *args):
     "Begin to call a function where torch is imported, which it is not here"
     p = _forks.Process(target=does, args=args)

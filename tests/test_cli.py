@@ -149,7 +149,7 @@ def test_bench(cemiface, tmp_path):
         assert o['unit'] in ('img/s', 'eval/s') and (o['size'], o['batch'])==(16, 4) and o['precision'] in ('no', 'bf16')
         assert all(o[k] > 0 for k in ('rate', 'ratio_to_naive', 'share_of_ceiling', 'peak_memory_bytes'))
     assert d['rows'][2]['rate_with_writing'] > 0
-    shown = cemiface(*small, '--eid', 'mobilefacenet', '--work', 'embed,sample', '--plots', 'plots')
+    shown = cemiface(*small, '--size', 16, '--eid', 'toy', '--work', 'embed,sample', '--plots', 'plots')
     assert shown.code==0 and [o.split()[0] for o in shown.out.splitlines()[3:]]==['embed', 'sample', 'costs:'], shown
     assert list(contents(tmp_path))==['plots', *(f'plots/toy{o}' for o in ('', '/costs.csv', '/costs.png'))]
     refused(cemiface('bench', '--work', 'sing'), 'sing', 'train')

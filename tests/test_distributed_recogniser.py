@@ -3,7 +3,7 @@ import json
 import statistics
 
 import pytest
-from conftest import as_json, contents, in_process, refused, sets, shell, two
+from conftest import as_json, contents, in_process, refused, sets, several, shell
 
 TRAIN = ['train-recogniser', '-r', 'toy', *sets(dict(recogniser=dict(epochs=4, batch=128))), '--faces', 'people', '--json', '--out']
 
@@ -52,20 +52,20 @@ def test_two_resume_what_one_began(start, cemiface, people, tmp_path):
     "A state that one process left is taken up by two, and a finished recogniser by both"
     stop = dict(event='os.rename', pattern=r'two\.state$', nth=3)                            # before the first epoch, then after each
     assert start(*TRAIN, 'two', stop=stop).wait().code!=0 and (tmp_path/'two.state').is_file()
-    first, second = (c.wait() for c in two(start, *TRAIN, 'two'))
+    first, second = (c.wait() for c in several(start, *TRAIN, 'two'))
     assert first.code==second.code==0 and second.out=='', (first, second)
     there = json.loads((tmp_path/'two'/'training.json').read_text())
     assert there['processes']==2 and [e['epoch'] for e in there['epochs']]==[1, 2, 3, 4] and not (tmp_path/'two.state').exists()
     before = contents(tmp_path/'two')
-    assert {c.wait().code for c in two(start, *TRAIN, 'two')}=={0} and contents(tmp_path/'two')==before
+    assert {c.wait().code for c in several(start, *TRAIN, 'two')}=={0} and contents(tmp_path/'two')==before
 
 def test_mistakes_are_told_by_both(start, people, tmp_path):
-    for c in two(start, *TRAIN, 'odd', '-s', 'recogniser.batch=63'): refused(c.wait(), 'recogniser.batch = 63', '2 processes')
+    for c in several(start, *TRAIN, 'odd', '-s', 'recogniser.batch=63'): refused(c.wait(), 'recogniser.batch = 63', '2 processes')
     assert not list(tmp_path.glob('odd*'))
 
 def test_verify_in_two(start, cemiface, finished, dev):
     "The first does all of it; the second has nothing to do and says nothing"
     args = ['verify', '--recogniser', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images', '--json']
-    first, second = (c.wait() for c in two(start, *args))
+    first, second = (c.wait() for c in several(start, *args))
     assert first.code==second.code==0 and (second.out, second.err)==('', '')
     assert as_json(first.out)==as_json(cemiface(*args).out)
