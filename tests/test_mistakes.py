@@ -144,7 +144,7 @@ def test_generators(mistake, cemiface, calls, finished, tmp_path):
     shutil.rmtree(copy('lacks')/'condition'); wrong('lacks')
     edit(copy('other')/'unet'/'config.json', block_out_channels=[32, 96]); wrong('other')
     assert cemiface(*calls(out='narrow')['train_recogniser'], '-s', 'recogniser.dim=32').code==0
-    shutil.rmtree(copy('mixed')/'recogniser'); shutil.copytree(tmp_path/'narrow', tmp_path/'mixed'/'recogniser'); wrong('mixed', '32', '64')
+    shutil.rmtree(copy('mixed')/'recogniser'); shutil.copytree(tmp_path/'narrow', tmp_path/'mixed'/'recogniser'); wrong('mixed', '32', '128')
 
 # Files of a later version
 
