@@ -76,7 +76,7 @@ def _child(args, folder, env, stop, names):
     sys.exit(main(args))
 
 _forks = get_context('forkserver')
-_forks.set_forkserver_preload(['cemiface.study', 'pytest'])
+_forks.set_forkserver_preload(['cemiface.pipeline', 'pytest'])
 
 class Command:
     "A command that was started: `kill` it, or `wait` for its exit code and outputs"

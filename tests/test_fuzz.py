@@ -145,7 +145,7 @@ def fuzz_pairs(d):
     return [b'1\t1\nA\t1\t2\nA\t1\tB\t1\n', b'1\nA\t1\t2\nA\t2\tB\t1\n'], case, dict(text=True)
 
 def fuzz_recipe(d):
-    from cemiface.study import load_recipe, recipes
+    from cemiface.pipeline import load_recipe, recipes
     def case(raw, r): (d/'x.toml').write_bytes(raw); load_recipe(d/'x.toml')
     return [p.read_bytes() for p in recipes().values()], case, dict(text=True)
 

@@ -73,7 +73,7 @@ def losses(env, out):
     os.environ.update(env)
     from functools import partial
     from cemiface import toyfaces, training
-    from cemiface.study import load_recipe
+    from cemiface.pipeline import load_recipe
     from cemiface.recognition import Recogniser
     import torch
     torch.manual_seed(0)
