@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from .core import CemiFaceError
 from .faces import FaceSet, face_grid
-from .generation import CONTROLS, CemiFacePipeline
+from .generation import CemiFacePipeline
+from .unet import CONTROLS
 
 # %% ../nbs/16_explore.ipynb #c008
 def labelled_row(
