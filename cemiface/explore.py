@@ -46,7 +46,7 @@ def face_row(
 )->tuple[Image.Image, list[float]]: # picture, and the cosine of each face to the inquiry by E_id
     "Draw a row of faces; raises CemiFaceError for a value out of range"
     if n < 1: raise CemiFaceError(f'n = {n} leaves nothing to draw; use at least 1')
-    out = pipeline(face[None], float(m), control, n, steps, generator=seed, output_type='pt')
+    out = pipeline(face[None], float(m), num_images_per_face=n, num_inference_steps=steps, control=control, generator=seed, output_type='pt')
     s = out.similarity.tolist()
     own = F.interpolate(face[None], out.images.shape[-2:], mode='bilinear', antialias=True)
     return labelled_row(torch.cat([own.cpu(), out.images.cpu()]), ['inquiry', *(f'{o:.2f}' for o in s)]), s
