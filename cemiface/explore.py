@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['labelled_row', 'Wish', 'face_row', 'stages', 'Newest', 'curve_picture', 'row_code', 'Explorer', 'explore']
 
-# %% ../nbs/16_explore.ipynb #c003
+# %% ../nbs/16_explore.ipynb #f20e8ed0
 import base64
 import copy
 import html
@@ -24,7 +24,8 @@ from torch import Tensor
 from .analysis import COLOURS
 from .core import CemiFaceError, atomic_path
 from .faces import FaceSet, face_grid, to_float, to_uint8
-from .generation import CONTROLS, CemiFacePipeline, check_steps
+from .generation import CemiFacePipeline, check_steps
+from .unet import CONTROLS
 
 # %% ../nbs/16_explore.ipynb #c008
 def labelled_row(

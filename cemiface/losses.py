@@ -36,10 +36,11 @@ def similarity_matching(
     t:Tensor, # noise levels, (b,) in 0..T-1
     T:int=1000, # number of noise levels
     distance:Callable=squared, # how to measure the gap: one of the values of DISTANCES, or any (s, goal) -> (b,)
+    met:Tensor|None=None, # what shall be `m` at high noise, (b,); by default `s`
 )->Tensor: # loss per face, (b,)
     "Recover the identity at low noise, match `m` at high noise (paper, Eq 13)"
     g = t/T
-    return (1-g)*distance(s, torch.ones_like(s)) + g*distance(s, m)
+    return (1-g)*distance(s, torch.ones_like(s)) + g*distance(s if met is None else met, m)
 
 def cosine_to(
     e:Tensor, # embeddings of the inquiry faces, (b,D)

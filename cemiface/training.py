@@ -30,7 +30,7 @@ from .faces import FaceSet, FaceStore
 from .losses import DISTANCES, LossConfig, cosine_to, diffusion_mse, lambda_at, similarity_matching
 from .recognition import Recogniser, embed_set
 from .schedule import ScheduleConfig, add_noise, clean_estimate, make_scheduler, target
-from .unet import ConditionConfig, Denoiser, UNetConfig, build_denoiser
+from .unet import CONTROLS, ConditionConfig, Denoiser, UNetConfig, build_denoiser, steer
 
 # %% ../nbs/08_training.ipynb #c006
 @dataclass
@@ -47,6 +47,7 @@ class TrainingConfig:
     m_low:float = knob(-1., 'smallest m', lo=-1, hi=1)
     m_high:float = knob(1., 'largest m', lo=-1, hi=1)
     m_step:float = knob(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the paper', lo=0, hi=2)
+    control:str = knob('scalar', 'what m goes into: the scalar of the paper, a point on the sphere round the inquiry, or both', choices=list(CONTROLS))
     similarity_share:float = knob(1., 'share of each batch that bears the similarity term (the recogniser costs time)', above=0, hi=1)
     precision:str = knob('no', 'mixed precision of Accelerate', choices=['no', 'bf16', 'fp16'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
@@ -93,13 +94,14 @@ def draw_step(
     return SimpleNamespace(idx=order[place-epochs[0]*n:][:b], m=m, t=t, mirror=mirror, drop=drop, bears=bears)
 
 def draw_noise(
-    shape:tuple, # of the whole batch, (b,3,h,w)
+    shape:tuple, # of the whole batch, (b,3,h,w) for faces, (b,D) for directions on the sphere
     seed:int, # seed of the run
     step:int, # number of the step
     device='cpu', # where it is drawn; another kind of device draws other numbers
+    what:str='noise', # or 'direction'
 )->Tensor: # standard normal
     "The noise of a step, for the faces of all processes"
-    return torch.randn(shape, device=device, generator=_rng(seed, 'noise', step, device=device))
+    return torch.randn(shape, device=device, generator=_rng(seed, what, step, device=device))
 
 # %% ../nbs/08_training.ipynb #c011
 def learning_rate(
@@ -128,16 +130,20 @@ def step_loss(
     lam:float, # weight of similarity matching
     b:SimpleNamespace, # batch: x0, e, t, m, drop; similar (which faces bear the similarity term) and their number
     eps:Tensor, # noise, (b,3,h,w)
+    control:str='scalar', # one of CONTROLS
+    u:Tensor|None=None, # directions, (b,D), but for `scalar`
 )->tuple[Tensor, dict]: # loss, and its parts as detached tensors
     "The loss of a batch (paper, Eq 14)"
     T = sch.config.num_train_timesteps
-    xt = add_noise(sch, b.x0, eps, b.t)
-    out = denoiser(xt, b.t, b.e, b.m, b.drop)
+    xt, (e, m) = add_noise(sch, b.x0, eps, b.t), steer(b.e, b.m, control, u)
+    out = denoiser(xt, b.t, e, m, b.drop)
     mse = diffusion_mse(out, target(sch, b.x0, eps, b.t)).mean()
     k = b.similar
     x0_hat = clean_estimate(sch, out[k], xt[k], b.t[k])
-    s = cosine_to(b.e[k], guide(x0_hat))
-    match = similarity_matching(s, b.m[k], b.t[k], T, DISTANCES[loss.distance]).sum()/b.number
+    e_hat = guide(x0_hat)
+    s = cosine_to(b.e[k], e_hat)
+    goal = (b.m[k],) if control == 'scalar' else (torch.ones_like(s), cosine_to(e[k], e_hat))
+    match = similarity_matching(s, goal[0], b.t[k], T, DISTANCES[loss.distance], *goal[1:]).sum()/b.number
     total = mse + lam*match
     return total, dict(loss=total.detach(), mse=mse.detach(), match=match.detach(), s=s.detach().sum()/b.number)
 
@@ -170,7 +176,7 @@ def ahead(
 
 # %% ../nbs/08_training.ipynb #c019
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'similarity_share', 'precision')
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'control', 'similarity_share', 'precision')
 
 def may_change(
     parts:GeneratorParts, # sections of the recipe
@@ -184,16 +190,17 @@ def training_settings(
     parts:GeneratorParts, # sections of the recipe
     seed:int, # of weights and draws
     changing:bool=True, # with what may change on the way?
+    start:str|None=None, # fingerprint of the generator to begin with
 )->dict: # sections of the recipe, and fingerprints
     "Everything that decides a training"
-    out = asdict(parts) | dict(faces=faces.fingerprint, recogniser=recogniser.fingerprint, seed=seed)
+    out = asdict(parts) | dict(faces=faces.fingerprint, recogniser=recogniser.fingerprint, seed=seed) | (dict(start=start) if start else {})
     if not changing: del out['loss']
     out['training'] = {k: v for k, v in out['training'].items() if k not in SPEED_ONLY and (changing or k not in MAY_CHANGE)}
     return out
 
-def training_key(faces:FaceSet, recogniser:Recogniser, parts:GeneratorParts, seed:int, changing:bool=True)->str: # fingerprint
+def training_key(faces:FaceSet, recogniser:Recogniser, parts:GeneratorParts, seed:int, changing:bool=True, start:str|None=None)->str: # fingerprint
     "Fingerprint of `training_settings`"
-    return fingerprint(training_settings(faces, recogniser, parts, seed, changing))
+    return fingerprint(training_settings(faces, recogniser, parts, seed, changing, start))
 
 # %% ../nbs/08_training.ipynb #c020
 def save_checkpoint(
@@ -312,30 +319,13 @@ class NonFinite:
                             'the checkpoint holds the last good state; lower training.lr or loss.lam, or look at these faces')
 
 # %% ../nbs/08_training.ipynb #c032
-def _prepare(faces, recogniser, parts, state, seed, cpu, force):
-    "All that the loop needs, restored from a checkpoint where there is one"
-    cfg = parts.training
-    n, tracker = processes(cpu).num_processes, None if cfg.tracker == 'none' else cfg.tracker
-    if cfg.batch%n: raise CemiFaceError(f'training.batch = {cfg.batch} must be a multiple of the {n} processes')
-    AcceleratorState._reset_state()                            # the precision may be another one, too
-    acc = Accelerator(cpu=PartialState().device.type == 'cpu', mixed_precision=cfg.precision, project_dir=str(state), log_with=tracker)
-    if tracker: acc.init_trackers('cemiface', {})
-    torch.manual_seed(stable_seed(seed, 'weights'))
-    size = faces.images.shape[-1]
-    net = build_denoiser(parts.unet, parts.condition, recogniser.config.dim, size)
-    key, frozen = (training_key(faces, recogniser, parts, seed, o) for o in (True, False))
-    old = load_checkpoint(state/'checkpoint.pt', key, frozen if force else None)
-    if old: net.load_state_dict(old['weights'])
-    if acc.device.type == 'cuda': net.to(memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(net.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    net, opt = acc.prepare(net, opt)
-    bare = acc.unwrap_model(net)
-    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, size, recogniser.config.dim)
-    ema = EMAModel(bare.parameters(), decay=cfg.ema_max, use_ema_warmup=True, power=.75, foreach=True)
-    if old: opt.load_state_dict(old['optimiser']); ema.load_state_dict(old['average'])
-    ema.to(acc.device)
-    return SimpleNamespace(acc=acc, net=net, bare=bare, opt=opt, ema=ema, keys=dict(key=key, frozen=frozen), step=old['step'] if old else 0,
-        kept=old['log'] if old else ({}, 0), sch=make_scheduler(parts.schedule), guide=recogniser.folded().to(acc.device))
+def _begin(net, start):
+    "Weights to begin with, where there is a generator to take them from"
+    for part, other in (() if start is None else ((net.unet, start.unet), (net.condition, start.condition))):
+        try: part.load_state_dict(other.state_dict())
+        except RuntimeError as e:
+            raise CemiFaceError(f'the generator to begin with has another {type(part).__name__} than the recipe: {str(e).splitlines()[1].strip()}; '
+                                'give it the same sections unet and condition, and an E_id of the same width') from None
 
 def _compile_for_training(net, acc, b, size, dim):
     x, t, e = torch.zeros(b, 3, size, size, device=acc.device), torch.zeros(b, dtype=torch.long, device=acc.device), torch.zeros(b, dim, device=acc.device)
@@ -354,6 +344,33 @@ def _agreed(acc, step, *flags):
     if acc.num_processes == 1: return flags
     if step%8: return [False]*len(flags)
     return (acc.reduce(torch.tensor(flags, device=acc.device, dtype=torch.float), 'sum') > 0).tolist()
+
+# %% ../nbs/08_training.ipynb #57a65db3
+def _prepare(faces, recogniser, parts, state, seed, cpu, force, start=None):
+    "All that the loop needs, restored from a checkpoint where there is one"
+    cfg = parts.training
+    n, tracker = processes(cpu).num_processes, None if cfg.tracker == 'none' else cfg.tracker
+    if cfg.batch%n: raise CemiFaceError(f'training.batch = {cfg.batch} must be a multiple of the {n} processes')
+    AcceleratorState._reset_state()                            # the precision may be another one, too
+    acc = Accelerator(cpu=PartialState().device.type == 'cpu', mixed_precision=cfg.precision, project_dir=str(state), log_with=tracker)
+    if tracker: acc.init_trackers('cemiface', {})
+    torch.manual_seed(stable_seed(seed, 'weights'))
+    size = faces.images.shape[-1]
+    net = build_denoiser(parts.unet, parts.condition, recogniser.config.dim, size)
+    _begin(net, start)
+    key, frozen = (training_key(faces, recogniser, parts, seed, o, start and start.fingerprint) for o in (True, False))
+    old = load_checkpoint(state/'checkpoint.pt', key, frozen if force else None)
+    if old: net.load_state_dict(old['weights'])
+    if acc.device.type == 'cuda': net.to(memory_format=torch.channels_last)
+    opt = torch.optim.AdamW(net.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    net, opt = acc.prepare(net, opt)
+    bare = acc.unwrap_model(net)
+    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, size, recogniser.config.dim)
+    ema = EMAModel(bare.parameters(), decay=cfg.ema_max, use_ema_warmup=True, power=.75, foreach=True)
+    if old: opt.load_state_dict(old['optimiser']); ema.load_state_dict(old['average'])
+    ema.to(acc.device)
+    return SimpleNamespace(acc=acc, net=net, bare=bare, opt=opt, ema=ema, keys=dict(key=key, frozen=frozen), step=old['step'] if old else 0,
+        kept=old['log'] if old else ({}, 0), sch=make_scheduler(parts.schedule), guide=recogniser.folded().to(acc.device))
 
 # %% ../nbs/08_training.ipynb #c033
 def _save(r, state, step, lines):
@@ -380,20 +397,23 @@ def train_denoiser(
     cpu:bool=False, # stay on the CPU even if there is a GPU
     cache=None, # folder of cached embeddings
     force:bool=False, # go on from a checkpoint of other settings, as far as they may change
+    start=None, # generator (with unet and condition) whose weights are the first ones; by default they are random
 )->tuple[Denoiser, list[dict]]: # the averaged network on the CPU, and the log
-    "Train to the end, resuming from `state`; raises CemiFaceError when too many gradients are not finite"
+    "Train to the end, resuming from `state`; raises CemiFaceError when too many gradients are not finite, or where `start` does not fit"
     cfg, state = parts.training, Path(state)
-    r = _prepare(faces, recogniser, parts, state, seed, cpu, force)
+    r = _prepare(faces, recogniser, parts, state, seed, cpu, force, start)
     acc, n, steps, T, since = r.acc, len(faces), steps_in_all(cfg, len(faces)), r.sch.config.num_train_timesteps, time.monotonic()
     store, e_all = FaceStore(faces.images, acc.device), embed_set(recogniser, faces, cache, acc.device)
     lines = TrainingLog(state/'log.jsonl', r.step, r.kept, acc)
     draws = lambda step: draw_step(cfg, n, T, parts.condition.dropout, seed, step)
     batch = lambda step: gather(draws(step), store, e_all, acc.process_index, acc.num_processes)
+    noise = lambda step, x, *of: draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)[acc.process_index::acc.num_processes]
     watch = NonFinite(acc, cfg.max_skipped, lambda step: faces.named(draws(step).idx))
     with held_signals() as told, progress(steps*cfg.batch, 'training the generator', 'img', initial=r.step*cfg.batch) as bar:
         for step, b in ahead(batch, range(r.step, steps)):
-            eps = draw_noise((cfg.batch, *b.x0.shape[1:]), seed, step, acc.device)[acc.process_index::acc.num_processes]
-            with acc.autocast(): loss, facts = step_loss(r.net, r.guide, r.sch, parts.loss, lambda_at(parts.loss, step/steps), b, eps)
+            eps = noise(step, b.x0)
+            u = None if cfg.control == 'scalar' else noise(step, b.e, 'direction')
+            with acc.autocast(): loss, facts = step_loss(r.net, r.guide, r.sch, parts.loss, lambda_at(parts.loss, step/steps), b, eps, cfg.control, u)
             acc.backward(loss)
             bad = watch.watch(r.opt, _gradient_norm(acc, r.net, cfg.clip), loss, step)
             for group in r.opt.param_groups: group['lr'] = learning_rate(cfg, step, steps)

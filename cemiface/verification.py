@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'IJB_FARS', 'CHUNK', 'mirror_sum', 'pair_similarities', 'fold_accuracy', 'roc', 'tar_at_far', 'plot_roc',
-           'bootstrap_interval', 'verify', 'verification_table', 'gap_to_real', 'Templates', 'read_templates',
-           'template_features', 'template_similarities', 'loose_faces', 'verify_templates']
+           'bootstrap_interval', 'paired_difference', 'holm', 'verify', 'verification_table', 'gap_to_real',
+           'Templates', 'read_templates', 'template_features', 'template_similarities', 'loose_faces',
+           'verify_templates']
 
 # %% ../nbs/10_verification.ipynb #c003
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import permutation_test
 
 from .core import CemiFaceError, progress, read_text
 from .faces import PairSet, _decode, align_face, read_landmarks
@@ -100,6 +102,15 @@ def plot_roc(
     return ax
 
 # %% ../nbs/10_verification.ipynb #c021
+def _redrawn_people(person_left, person_right, n, rng):
+    "Weights of the pairs, adding up to one, for n drawings of as many people as there are"
+    people, index = np.unique(np.r_[person_left, person_right], return_inverse=True)
+    left, right = np.split(index, 2)
+    while n:
+        count = np.bincount(rng.integers(0, len(people), len(people)), minlength=len(people))
+        weight = count[left] * np.where(left==right, 1, count[right])
+        if weight.any(): n -= 1; yield weight/weight.sum()
+
 def bootstrap_interval(
     values:np.ndarray, # one number a pair (n,), for instance whether it was judged rightly
     person_left:np.ndarray, # identity (n,)
@@ -109,15 +120,38 @@ def bootstrap_interval(
     level:float=.95, # coverage
 )->tuple: # (lo, hi)
     "Percentile interval of the mean when people, not pairs, are drawn anew: a pair weighs as much as both its people."
-    people, index = np.unique(np.r_[person_left, person_right], return_inverse=True)
-    left, right = np.split(index, 2)
-    rng, values, means = np.random.default_rng(seed), np.asarray(values, np.float64), []
-    while len(means)<n:
-        count = np.bincount(rng.integers(0, len(people), len(people)), minlength=len(people))
-        weight = count[left] * np.where(left==right, 1, count[right])
-        if weight.any(): means.append(weight @ values/weight.sum())
-    lo, hi = np.quantile(means, [(1-level)/2, (1+level)/2])
+    rng, values = np.random.default_rng(seed), np.asarray(values, np.float64)
+    lo, hi = np.quantile([w @ values for w in _redrawn_people(person_left, person_right, n, rng)], [(1-level)/2, (1+level)/2])
     return float(lo), float(hi)
+
+# %% ../nbs/10_verification.ipynb #f5534fc9
+def paired_difference(
+    a, # right or wrong, (generators,recognisers,n) or with fewer axes in front
+    b, # likewise, of the other set; an axis of length one serves all of the first
+    person_left:np.ndarray, # identity (n,)
+    person_right:np.ndarray, # identity (n,)
+    n:int=1000, # resamplings
+    seed:int=0,
+    level:float=.95, # coverage
+)->dict: # difference, lo, hi (fractions; positive where a is better), p (None below six replicates), replicates
+    "How much better a set is than another one on the same pairs, when generators, recognisers and people are drawn anew"
+    d = np.asarray(a, np.float64)-np.asarray(b, np.float64)
+    d = d.reshape(*(1,)*(3-d.ndim), *d.shape); g, s, _ = d.shape
+    rng, means = np.random.default_rng(seed), []
+    for w in _redrawn_people(person_left, person_right, n, rng):
+        each = d @ w
+        means.append(each[rng.integers(0, g, g)[:, None], rng.integers(0, s, (g, s))].mean())
+    (lo, hi), own = np.quantile(means, [(1-level)/2, (1+level)/2]), d.mean(2).ravel()
+    p = permutation_test((own,), np.mean, permutation_type='samples', n_resamples=9999, rng=0).pvalue if g*s>=6 else None
+    return dict(difference=float(d.mean()), lo=float(lo), hi=float(hi), p=None if p is None else float(p), replicates=g*s)
+
+def holm(
+    p, # p-values of one family of comparisons, (k,)
+)->np.ndarray: # (k,)
+    "p-values after Holm's step-down correction: below 0.05, the family's chance of one false alarm is below 0.05"
+    p = np.asarray(p, np.float64); order, k = np.argsort(p), len(p)
+    out = np.empty(k); out[order] = np.maximum.accumulate((p[order]*np.arange(k, 0, -1)).clip(max=1))
+    return out
 
 # %% ../nbs/10_verification.ipynb #c028
 def verify(
