@@ -33,7 +33,7 @@ setuptools.setup(
     package_data={lib: reqs('package_data')},
     include_package_data=False,
     install_requires=reqs('requirements', 'pip_requirements'),
-    extras_require={'dev': reqs('dev_requirements')},
+    extras_require={'dev': reqs('dev_requirements'), 'fid': reqs('fid_requirements')},
     python_requires='>=' + cfg['min_python'],
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',

@@ -517,7 +517,7 @@ def compare_samplers(
     own, e = pipeline.scheduler, judge(faces)
     def draw(name, steps):
         pipeline.scheduler = SAMPLERS[name].from_config(own.config)
-        return pipeline(faces, m, control, num_inference_steps=steps, generator=seed, output_type='pt').images
+        return pipeline(faces, m, control=control, num_inference_steps=steps, generator=seed, output_type='pt').images
     try:
         reached = lambda o: cosine(e, judge(draw(*o))).detach().cpu()
         best, rows = reached(reference), []
