@@ -142,11 +142,11 @@ def _study(a):
     if a.all == bool(a.name): raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')
     recipe, out, inputs = _lab(a, pipeline)
     results = studies.run_studies(recipe, out, a.name, inputs, a.seeds, a.generator_seeds, _cpu(a))
-    return results, f'{studies.studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
+    return dict(studies=results), f'{studies.studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
 def _studies_list(studies):
     found = [dict(name=s.name, where=s.where, claim=s.claim) for s in studies.STUDIES.values()]
-    return found, '\n'.join(f'{o["name"]:22} {o["where"]}: {o["claim"]}' for o in found)
+    return dict(studies=found), '\n'.join(f'{o["name"]:22} {o["where"]}: {o["claim"]}' for o in found)
 
 def _lab(a, pipeline):
     "Recipe, folder and inputs of a lab; toy faces take the shipped generator"
