@@ -380,7 +380,7 @@ def calibrate(
         for o in m: s.append(achieved(fast, inquiries, judge, o, control, cfg, seed)); bar.update()
     s = np.stack(s)                                            # (levels, inquiries, faces)
     error = np.mean([abs(mono(s[:, k::2])-s[:, 1-k::2].mean((1, 2))).mean() for k in (0, 1)])
-    tidy = lambda v: np.round(v, 4).tolist()
+    tidy = lambda v: np.round(np.asarray(v, float), 4).tolist()
     return Calibration(control, m, tidy(s.mean((1, 2))), tidy(s.std((1, 2))), tidy(error), len(inquiries), per_face, judge.fingerprint,
         pipeline.weights_fingerprint, cfg.steps, float(cfg.eta), float(cfg.guidance), float(cfg.contrast), seed)
 
@@ -661,7 +661,8 @@ person to people, and the reverse. Faces are no fairer than the photos that the 
 
 def _listed(facts):
     "Facts as a list in Markdown"
-    show = lambda v: ', '.join(f'{a} {show(b)}' for a, b in v.items()) if isinstance(v, dict) else f'{v:,}' if isinstance(v, int) and v > 9999 else str(v)
+    number = lambda v: f'{v:,.4g}' if v%1 else f'{v:,}'
+    show = lambda v: ', '.join(f'{a} {show(b)}' for a, b in v.items()) if isinstance(v, dict) else number(v) if isinstance(v, (int, float)) else str(v)
     return '\n'.join(f'- {k}: {show(v)}' for k, v in facts.items())
 
 # %% ../nbs/09_generation.ipynb #d366dfd8
@@ -670,7 +671,8 @@ def _card_origin(p):
     s, r = p.scheduler.config, p.recogniser
     facts = {'pixels': f'{p.size}x{p.size}', 'sampling': f'{type(p.scheduler).__name__}, {s.num_train_timesteps} noise levels, {s.prediction_type}',
              'E_id, which guided the training': f'{r.config.arch}, {r.config.dim}-d, {r.fingerprint[:8]}'}
-    return _listed(facts | {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'recogniser')})
+    training = {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'recogniser', 'size')}
+    return _listed(facts | dict(training=training))
 
 def _card_calibration(c):
     "What a control achieves"
