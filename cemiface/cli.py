@@ -67,7 +67,7 @@ def _generate(a):
     core.from_dict(pipeline.StudyConfig, dict(scalar=[a.m]), 'the arguments', 'm = ')
     pipe = generation.load_generator(a.generator)
     pipe.to(_device(a) or pipe.device)
-    m, guidance, contrast = pipe.asked(a.m, a.similarity, a.control, contrast=a.contrast)
+    m, guidance, contrast = pipe.asked(a.m, a.similarity, a.control, None, a.contrast, a.steps, a.eta)
     cfg = core.from_dict(generation.GenerationConfig, dict(per_identity=a.per_identity, steps=a.steps, eta=a.eta, batch=a.batch, image_format=a.image_format,
         precision=a.precision or 'no', compile=a.compile, guidance=guidance, contrast=contrast), 'the arguments')
     generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)

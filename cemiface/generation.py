@@ -204,6 +204,7 @@ def asked(self:CemiFacePipeline,
     similarity:float|None, # similarity that shall come out
     control:str, # `scalar` or `sphere`
     guidance:float|None=None, contrast:float|None=None, # 1, or those of the calibration, where they are None
+    steps:int|None=None, eta:float|None=None, # how the faces will be drawn
 )->tuple[float, float, float]: # m, guidance and contrast to draw with
     "What to draw with; raises CemiFaceError where a similarity is out of reach, or was calibrated in another way"
     if control == 'sphere' and contrast not in (None, 1): raise CemiFaceError('contrast works with scalar control only; leave it out')
@@ -214,6 +215,8 @@ def asked(self:CemiFacePipeline,
     for key, v in dict(guidance=guidance, contrast=contrast).items():
         if v not in (None, getattr(c, key)):
             raise CemiFaceError(f'{key} = {v}, but {control} control was calibrated at {getattr(c, key)}; leave it out, or calibrate anew')
+    if steps not in (None, c.steps) or eta not in (None, c.eta):
+        log(f'{control} control was calibrated at {c.steps} steps and eta = {c.eta:g}; at others the similarity comes out somewhat different')
     return c.m_for(similarity), c.guidance, c.contrast
 
 # %% ../nbs/09_generation.ipynb #c025
@@ -233,7 +236,7 @@ def __call__(self:CemiFacePipeline,
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
     check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
-    m, guidance, contrast = self.asked(m, similarity, control, guidance_scale, contrast_scale)
+    m, guidance, contrast = self.asked(m, similarity, control, guidance_scale, contrast_scale, num_inference_steps, eta)
     seed = generator if isinstance(generator, int) else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     device = self._execution_device
     e0 = self.recogniser(faces.to(device)).float().repeat_interleave(num_images_per_face, 0)
