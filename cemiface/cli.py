@@ -67,8 +67,9 @@ def _generate(a):
     core.from_dict(pipeline.StudyConfig, dict(scalar=[a.m]), 'the arguments', 'm = ')
     pipe = generation.load_generator(a.generator)
     pipe.to(_device(a) or pipe.device)
+    m, guidance, contrast = pipe.asked(a.m, a.similarity, a.control, None, a.contrast, a.steps, a.eta)
     cfg = core.from_dict(generation.GenerationConfig, dict(per_identity=a.per_identity, steps=a.steps, eta=a.eta, batch=a.batch, image_format=a.image_format,
-        precision=a.precision or 'no', compile=a.compile), 'the arguments')
+        precision=a.precision or 'no', compile=a.compile, guidance=guidance, contrast=contrast), 'the arguments')
     generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
     if a.inquiries == 'synthetic': found = generation.draw_unconditional(pipe, 4*a.identities, a.seed, cfg)
     else: found = faces.FaceSet.open(a.inquiries, pipe.size).images
@@ -79,11 +80,35 @@ def _generate(a):
     chosen, beside = found[rows], Path(a.out).with_name(Path(a.out).name+'.inquiries')
     core.sweep(beside.parent, deep=False)                                                   # what a killed run left
     generation.inquiries_there(chosen, beside)                                              # all is checked before anything is written
-    generation.open_set(pipe, a.out, a.m, a.control, a.seed, cfg)
+    generation.open_set(pipe, a.out, m, a.control, a.seed, cfg)
     with training.processes(pipe.device.type == 'cpu').main_process_first(): inquiries = generation.write_inquiries(chosen, beside)
-    made = generation.write_set(pipe, inquiries, a.out, a.m, a.control, a.seed, cfg)
-    facts = dict(out=str(a.out), inquiries=str(beside), identities=len(inquiries), images=made.total, m=a.m, control=a.control, seed=a.seed)
-    return facts, f'{a.out}: {made.total:,} faces of {len(inquiries):,} identities, {a.control} control, m = {a.m:g}; inquiries in {beside}'
+    made = generation.write_set(pipe, inquiries, a.out, m, a.control, a.seed, cfg)
+    facts = dict(out=str(a.out), inquiries=str(beside), identities=len(inquiries), images=made.total, m=m, similarity=a.similarity, control=a.control,
+        seed=a.seed)
+    return facts, f'{a.out}: {made.total:,} faces of {len(inquiries):,} identities, {a.control} control, m = {m:g}; inquiries in {beside}'
+
+# %% ../nbs/17_cli.ipynb #379c3080
+def _calibrate(a):
+    from cemiface import core, faces, generation, recognition
+    if not Path(a.generator).is_dir(): raise CemiFaceError(f'--generator {a.generator} is no folder here, which the calibration could be kept in')
+    pipe, judge = generation.load_generator(a.generator), recognition.load_recogniser(a.judge)
+    pipe.to(_device(a) or pipe.device); judge.to(pipe.device)
+    found = faces.FaceSet.open(a.faces, pipe.size).images
+    found = found[::-(-len(found)//a.limit)]                                                # evenly spread
+    how = dict(steps=a.steps, eta=a.eta, contrast=a.contrast, batch=a.batch, precision=a.precision or 'no')
+    cfg = core.from_dict(generation.GenerationConfig, how, 'the arguments')
+    generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
+    one = lambda control: generation.calibrate(pipe, found, judge, control, per_face=a.per_face, cfg=cfg, seed=a.seed)
+    made = {k: one(k) for k in a.control or generation.CONTROLS}
+    for c in made.values(): pipe.keep(c)
+    generation.save_index(pipe, a.generator)
+    facts = {k: core.plain(c) | dict(reach=c.reach) for k, c in made.items()}
+    return dict(generator=str(a.generator), calibrations=facts), '\n'.join(_calibrated(core, *o) for o in made.items())
+
+def _calibrated(core, control, c):
+    rows = [(f'{m:g}', f'{a:.3f}', f'{s:.3f}') for m, a, s in zip(c.m, c.mean, c.std)]
+    reach = f'reaches [{c.reach[0]:.3f}, {c.reach[1]:.3f}] by the judge {c.judge[:8]}, {c.inquiries} inquiries; on others averages are {c.error:.3f} off'
+    return '\n'.join([f'{control} control {reach}', *core.text_table(['m', 'cosine', 'spread'], rows, '>>>'), ''])
 
 # %% ../nbs/17_cli.ipynb #c008
 def _train_recogniser(a):
@@ -259,13 +284,16 @@ def build_parser()->argparse.ArgumentParser:
     _more_verbs(verbs, some)
     return top
 
-# %% ../nbs/17_cli.ipynb #c014
+# %% ../nbs/17_cli.ipynb #0ce2e7da
 def _more_verbs(verbs, some):
     p = _verb(verbs, 'generate', _generate, 'draw a labelled set of faces',
               'cemiface generate --generator G --inquiries synthetic --identities 20 --per-identity 5 --m 0.9 --control sphere --steps 10 --seed 0 --out set')
     for k in ('generator', 'inquiries', 'out'): p.add_argument(f'--{k}', required=True)
     p.add_argument('--identities', type=some, required=True); p.add_argument('--per-identity', type=some, default=50)
-    p.add_argument('--m', type=float, default=0., help='similarity asked for, in [-1,1]')
+    by = p.add_mutually_exclusive_group()
+    by.add_argument('--m', type=float, default=0., help='similarity asked of the network, in [-1,1]')
+    by.add_argument('--similarity', type=float, metavar='S', help='similarity that shall come out; takes a calibrated generator')
+    p.add_argument('--contrast', type=_number(float, 0), help='of scalar control: above 1, away from m = 1 (default 1, or as calibrated)')
     p.add_argument('--control', choices=['scalar', 'sphere'], default='scalar'); p.add_argument('--steps', type=int, default=20)
     p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--eta', type=float, default=0., help='0 to 1')
     p.add_argument('--threshold', type=float, default=.3, help='largest similarity of two inquiries, by E_id')
@@ -284,7 +312,11 @@ def _more_verbs(verbs, some):
     p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
     p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
+<<<<<<< /tmp/tmp78m0ld__
     _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
+=======
+    _calibrating(verbs, some); _packing(verbs); _aligning(verbs); _benching(verbs, some)
+>>>>>>> /tmp/tmphrjcr73q
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
     p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
     _values(p)
@@ -301,7 +333,8 @@ def _benching(verbs, some):
     p.add_argument('--eid', help='E_id: an architecture, or weights'); p.add_argument('--plots', metavar='DIR', help='draw cost against steps, size and batch')
     _common(p)
 
-# %% ../nbs/17_cli.ipynb #6bafd050
+# %% ../nbs/17_cli.ipynb #3ed883fd
+<<<<<<< /tmp/tmp78m0ld__
 def _studying(verbs, some):
     p = _verb(verbs, 'study', _study, "the paper's tables and figures, its reviewers' questions, and what lies beyond", 'cemiface study m-sweep sphere -r toy --seeds 3')
     p.add_argument('name', nargs='*', help='studies, as --list names them')
@@ -316,6 +349,21 @@ def _of_lab(p, common=True):
     _inputs(p, 'runs/lab-NAME')
     p.add_argument('--from-scratch', action='store_true', help='on toy faces: train E_id, judge and generator, instead of using the shipped ones')
     if common: _common(p)
+=======
+def _calibrating(verbs, some):
+    p = _verb(verbs, 'calibrate', _calibrate, 'measure which similarity comes out for which m, and keep it in the generator',
+              'cemiface calibrate --generator G --judge judge.safetensors --faces held-out --control sphere')
+    p.add_argument('--generator', required=True, help='folder; its model_index.json and README.md are written anew')
+    p.add_argument('--judge', required=True, help='weights of a recogniser that took no part in training the generator')
+    p.add_argument('--faces', required=True, metavar='INQUIRIES', help='photos that the generator was not trained on: folder, .rec or tars')
+    p.add_argument('--control', action='append', choices=['scalar', 'sphere'], help='may be repeated (default both)')
+    p.add_argument('--contrast', type=_number(float, 0), default=1., help='of scalar control: above 1, away from m = 1')
+    p.add_argument('--limit', type=some, default=100, help='at most so many inquiries')
+    p.add_argument('--per-face', type=some, default=2, help='faces drawn of each at every m')
+    p.add_argument('--steps', type=int, default=20); p.add_argument('--eta', type=float, default=0., help='0 to 1')
+    p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once')
+    _common(p)
+>>>>>>> /tmp/tmphrjcr73q
 
 # %% ../nbs/17_cli.ipynb #c015
 def _packing(verbs):

@@ -188,6 +188,7 @@ def asked(self:CemiFacePipeline,
     similarity:float|None, # similarity that shall come out
     control:str, # `scalar` or `sphere`
     guidance:float|None=None, contrast:float|None=None, # 1, or those of the calibration, where they are None
+    steps:int|None=None, eta:float|None=None, # how the faces will be drawn
 )->tuple[float, float, float]: # m, guidance and contrast to draw with
     "What to draw with; raises CemiFaceError where a similarity is out of reach, or was calibrated in another way"
     if control == 'sphere' and contrast not in (None, 1): raise CemiFaceError('contrast works with scalar control only; leave it out')
@@ -198,6 +199,8 @@ def asked(self:CemiFacePipeline,
     for key, v in dict(guidance=guidance, contrast=contrast).items():
         if v not in (None, getattr(c, key)):
             raise CemiFaceError(f'{key} = {v}, but {control} control was calibrated at {getattr(c, key)}; leave it out, or calibrate anew')
+    if steps not in (None, c.steps) or eta not in (None, c.eta):
+        log(f'{control} control was calibrated at {c.steps} steps and eta = {c.eta:g}; at others the similarity comes out somewhat different')
     return c.m_for(similarity), c.guidance, c.contrast
 
 # %% ../nbs/09_generation.ipynb #c025
@@ -217,7 +220,7 @@ def __call__(self:CemiFacePipeline,
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
     check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
-    m, guidance, contrast = self.asked(m, similarity, control, guidance_scale, contrast_scale)
+    m, guidance, contrast = self.asked(m, similarity, control, guidance_scale, contrast_scale, num_inference_steps, eta)
     seed = generator if isinstance(generator, int) else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     device = self._execution_device
     e0 = self.recogniser(faces.to(device)).float().repeat_interleave(num_images_per_face, 0)
@@ -366,7 +369,7 @@ def calibrate(
         for o in m: s.append(achieved(fast, inquiries, judge, o, control, cfg, seed)); bar.update()
     s = np.stack(s)                                            # (levels, inquiries, faces)
     error = np.mean([abs(mono(s[:, k::2])-s[:, 1-k::2].mean((1, 2))).mean() for k in (0, 1)])
-    tidy = lambda v: np.round(v, 4).tolist()
+    tidy = lambda v: np.round(np.asarray(v, float), 4).tolist()
     return Calibration(control, m, tidy(s.mean((1, 2))), tidy(s.std((1, 2))), tidy(error), len(inquiries), per_face, judge.fingerprint,
         pipeline.weights_fingerprint, cfg.steps, float(cfg.eta), float(cfg.guidance), float(cfg.contrast), seed)
 
@@ -653,7 +656,8 @@ person to people, and the reverse. Faces are no fairer than the photos that the 
 
 def _listed(facts):
     "Facts as a list in Markdown"
-    show = lambda v: ', '.join(f'{a} {show(b)}' for a, b in v.items()) if isinstance(v, dict) else f'{v:,}' if isinstance(v, int) and v > 9999 else str(v)
+    number = lambda v: f'{v:,.4g}' if v%1 else f'{v:,}'
+    show = lambda v: ', '.join(f'{a} {show(b)}' for a, b in v.items()) if isinstance(v, dict) else number(v) if isinstance(v, (int, float)) else str(v)
     return '\n'.join(f'- {k}: {show(v)}' for k, v in facts.items())
 
 # %% ../nbs/09_generation.ipynb #d366dfd8
@@ -662,7 +666,8 @@ def _card_origin(p):
     s, r = p.scheduler.config, p.recogniser
     facts = {'pixels': f'{p.size}x{p.size}', 'sampling': f'{type(p.scheduler).__name__}, {s.num_train_timesteps} noise levels, {s.prediction_type}',
              'E_id, which guided the training': f'{r.config.arch}, {r.config.dim}-d, {r.fingerprint[:8]}'}
-    return _listed(facts | {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'recogniser')})
+    training = {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'recogniser', 'size')}
+    return _listed(facts | dict(training=training))
 
 def _card_calibration(c):
     "What a control achieves"
