@@ -347,8 +347,8 @@ def far_threshold(
 # %% ../nbs/12_analysis.ipynb #c075
 def impostor_distribution(
     e_train, # embeddings of the training faces, (k,d)
-    persons, # who they are, (k,)
-    e_held=None, # embeddings of other real people, (n,d); by default the training faces themselves
+    persons, # who they are, (k,); None will do if other people are given
+    e_held=None, # embeddings of real people who are not among them, (n,d); by default the training faces themselves
     probes:int=4096, # at most so many of them, drawn at random
     seed:int=0, # of the draw
     batch:int=4096, # rows of either side at a time

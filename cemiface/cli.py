@@ -134,6 +134,32 @@ def _align(a):
 
 def _packed(facts): return f'{facts["out"]}: '+', '.join(f'{facts[k]:,} {k}' for k in ('images', 'identities', 'pairs') if k in facts)
 
+# %% ../nbs/17_cli.ipynb #e59801fa
+def _study(a):
+    from cemiface import pipeline, studies
+    if a.list: return _studies_list(studies)
+    if not a.recipe: raise CemiFaceError('study needs -r RECIPE; see cemiface study --help')
+    if a.all == bool(a.name): raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')
+    recipe, out, inputs = _lab(a, pipeline)
+    results = studies.run_studies(recipe, out, a.name, inputs, a.seeds, a.generator_seeds, _cpu(a))
+    return results, f'{studies.studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
+
+def _studies_list(studies):
+    found = [dict(name=s.name, where=s.where, claim=s.claim) for s in studies.STUDIES.values()]
+    return found, '\n'.join(f'{o["name"]:22} {o["where"]}: {o["claim"]}' for o in found)
+
+def _lab(a, pipeline):
+    "Recipe, folder and inputs of a lab; toy faces take the shipped generator"
+    recipe = pipeline.load_recipe(a.recipe, _sets(a))
+    shipped = str(pipeline.ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
+    return recipe, a.out or Path('runs')/f'lab-{recipe.name}', pipeline.Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries, shipped)
+
+def _suggest_m(a):
+    from cemiface import pipeline, studies
+    found = studies.suggest_m(*_lab(a, pipeline), _cpu(a))
+    where = '' if found['inside'] else ' (the nearest level: none matches)'
+    return found, f'm = {found["m"]:.2f} on the sphere{where}; by ' + ', '.join(f'{k} {v["m"]:.2f}' for k, v in found['by'].items())
+
 # %% ../nbs/17_cli.ipynb #c010
 def _analyse(a):
     from cemiface import analysis, faces, recognition
@@ -182,6 +208,13 @@ def _common(p, recipe=False):
     p.add_argument('--precision', choices=['no', 'bf16', 'fp16'], help='mixed precision of the generator')
     p.add_argument('--json', action='store_true', help='print one JSON object on standard output')
 
+def _inputs(p, out):
+    "Options of what a run starts from"
+    for k, h in dict(faces='training photos: folder, .rec or tars', recogniser='weights of E_id', judge='weights of an independent recogniser',
+                     pairs='pairs.txt or .bin', images='folder of the images of pairs.txt', inquiries='inquiry photos: folder, .rec or tars',
+                     out=f'run folder (default {out})').items():
+        p.add_argument(f'--{k}', help=h)
+
 def _force(p): p.add_argument('--force', action='store_true', help='go on from a checkpoint although settings of the training changed that may')
 
 def _number(kind, lo):
@@ -209,10 +242,7 @@ def build_parser()->argparse.ArgumentParser:
     p = _verb(verbs, 'run', _run, 'all stages of a recipe, from photos to a report',
               'cemiface run -r lfw-cpu --faces train --recogniser eid.safetensors --pairs pairs.txt --images dev')
     _common(p, recipe=True)
-    for k, h in dict(faces='training photos: folder, .rec or tars', recogniser='weights of E_id', judge='weights of an independent recogniser',
-                     pairs='pairs.txt or .bin', images='folder of the images of pairs.txt', inquiries='inquiry photos: folder, .rec or tars',
-                     out='run folder (default runs/NAME)').items():
-        p.add_argument(f'--{k}', help=h)
+    _inputs(p, 'runs/NAME')
     _force(p)
     p.add_argument('--dry-run', action='store_true', help='print the resolved recipe; with --faces, plan the run and try every stage in miniature')
     p.add_argument('--rates', help='for --dry-run: what cemiface bench --json printed, to turn work into hours')
@@ -254,7 +284,7 @@ def _more_verbs(verbs, some):
     p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
     p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
-    _packing(verbs); _aligning(verbs); _benching(verbs, some)
+    _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
     p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
     _values(p)
@@ -270,6 +300,22 @@ def _benching(verbs, some):
     p.add_argument('--repeats', type=some, default=3, help='timings, of which the median counts')
     p.add_argument('--eid', help='E_id: an architecture, or weights'); p.add_argument('--plots', metavar='DIR', help='draw cost against steps, size and batch')
     _common(p)
+
+# %% ../nbs/17_cli.ipynb #6bafd050
+def _studying(verbs, some):
+    p = _verb(verbs, 'study', _study, "the paper's tables and figures, its reviewers' questions, and what lies beyond", 'cemiface study m-sweep sphere -r toy --seeds 3')
+    p.add_argument('name', nargs='*', help='studies, as --list names them')
+    p.add_argument('--all', action='store_true', help='all that fit the recipe'); p.add_argument('--list', action='store_true', help='a name and a claim a line')
+    p.add_argument('-r', '--recipe', help='name of a recipe, or a TOML file'); _values(p)
+    p.add_argument('--seeds', type=some, default=1, help='recognisers trained per set'); p.add_argument('--generator-seeds', type=some, default=1, help='generators')
+    _of_lab(p)
+    p = _verb(verbs, 'suggest-m', _suggest_m, 'the m at which a set is like real photos, without training a recogniser', 'cemiface suggest-m -r toy')
+    _common(p, recipe=True); _of_lab(p, common=False)
+
+def _of_lab(p, common=True):
+    _inputs(p, 'runs/lab-NAME')
+    p.add_argument('--from-scratch', action='store_true', help='on toy faces: train E_id, judge and generator, instead of using the shipped ones')
+    if common: _common(p)
 
 # %% ../nbs/17_cli.ipynb #c015
 def _packing(verbs):

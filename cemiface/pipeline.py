@@ -65,6 +65,7 @@ class StudyConfig:
     scalar:list[float] = knob([1., 0., -1.], 'values of m under scalar control', lo=-1, hi=1)
     sphere:list[float] = knob([.95, .9, .8, .6], 'values of m under sphere control', lo=-1, hi=1)
     seeds:int = knob(1, 'recognisers trained on each set, with different seeds', lo=1)
+    tune_epochs:float = knob(3., 'passes over the faces when a study trains a generator further', above=0)
     volumes:list[str] = knob([], 'further volumes of every set, as in "20000x50+40000x5"; smaller ones are parts of larger ones')
 
     def __post_init__(self):
