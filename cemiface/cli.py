@@ -312,14 +312,25 @@ def _more_verbs(verbs, some):
     p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
     p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
-<<<<<<< /tmp/tmp78m0ld__
-    _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
-=======
-    _calibrating(verbs, some); _packing(verbs); _aligning(verbs); _benching(verbs, some)
->>>>>>> /tmp/tmphrjcr73q
+    _calibrating(verbs, some); _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
     p = _verb(verbs, 'recipes', _recipes, 'list the recipes, or print one', 'cemiface recipes toy')
     p.add_argument('name', nargs='?'); p.add_argument('--json', action='store_true')
     _values(p)
+
+# %% ../nbs/17_cli.ipynb #e540051d
+def _calibrating(verbs, some):
+    p = _verb(verbs, 'calibrate', _calibrate, 'measure which similarity comes out for which m, and keep it in the generator',
+              'cemiface calibrate --generator G --judge judge.safetensors --faces held-out --control sphere')
+    p.add_argument('--generator', required=True, help='folder; its model_index.json and README.md are written anew')
+    p.add_argument('--judge', required=True, help='weights of a recogniser that took no part in training the generator')
+    p.add_argument('--faces', required=True, metavar='INQUIRIES', help='photos that the generator was not trained on: folder, .rec or tars')
+    p.add_argument('--control', action='append', choices=['scalar', 'sphere'], help='may be repeated (default both)')
+    p.add_argument('--contrast', type=_number(float, 0), default=1., help='of scalar control: above 1, away from m = 1')
+    p.add_argument('--limit', type=some, default=100, help='at most so many inquiries')
+    p.add_argument('--per-face', type=some, default=2, help='faces drawn of each at every m')
+    p.add_argument('--steps', type=int, default=20); p.add_argument('--eta', type=float, default=0., help='0 to 1')
+    p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once')
+    _common(p)
 
 def _benching(verbs, some):
     p = _verb(verbs, 'bench', _bench, 'measure speed on this machine', 'cemiface bench -r paper --compare naive --json')
@@ -334,13 +345,15 @@ def _benching(verbs, some):
     _common(p)
 
 # %% ../nbs/17_cli.ipynb #3ed883fd
-<<<<<<< /tmp/tmp78m0ld__
 def _studying(verbs, some):
-    p = _verb(verbs, 'study', _study, "the paper's tables and figures, its reviewers' questions, and what lies beyond", 'cemiface study m-sweep sphere -r toy --seeds 3')
+    p = _verb(verbs, 'study', _study, "the paper's tables and figures, its reviewers' questions, and what lies beyond",
+              'cemiface study m-sweep sphere -r toy --seeds 3')
     p.add_argument('name', nargs='*', help='studies, as --list names them')
-    p.add_argument('--all', action='store_true', help='all that fit the recipe'); p.add_argument('--list', action='store_true', help='a name and a claim a line')
+    p.add_argument('--all', action='store_true', help='all that fit the recipe')
+    p.add_argument('--list', action='store_true', help='a name and a claim a line')
     p.add_argument('-r', '--recipe', help='name of a recipe, or a TOML file'); _values(p)
-    p.add_argument('--seeds', type=some, default=1, help='recognisers trained per set'); p.add_argument('--generator-seeds', type=some, default=1, help='generators')
+    p.add_argument('--seeds', type=some, default=1, help='recognisers trained per set')
+    p.add_argument('--generator-seeds', type=some, default=1, help='generators')
     _of_lab(p)
     p = _verb(verbs, 'suggest-m', _suggest_m, 'the m at which a set is like real photos, without training a recogniser', 'cemiface suggest-m -r toy')
     _common(p, recipe=True); _of_lab(p, common=False)
@@ -349,21 +362,6 @@ def _of_lab(p, common=True):
     _inputs(p, 'runs/lab-NAME')
     p.add_argument('--from-scratch', action='store_true', help='on toy faces: train E_id, judge and generator, instead of using the shipped ones')
     if common: _common(p)
-=======
-def _calibrating(verbs, some):
-    p = _verb(verbs, 'calibrate', _calibrate, 'measure which similarity comes out for which m, and keep it in the generator',
-              'cemiface calibrate --generator G --judge judge.safetensors --faces held-out --control sphere')
-    p.add_argument('--generator', required=True, help='folder; its model_index.json and README.md are written anew')
-    p.add_argument('--judge', required=True, help='weights of a recogniser that took no part in training the generator')
-    p.add_argument('--faces', required=True, metavar='INQUIRIES', help='photos that the generator was not trained on: folder, .rec or tars')
-    p.add_argument('--control', action='append', choices=['scalar', 'sphere'], help='may be repeated (default both)')
-    p.add_argument('--contrast', type=_number(float, 0), default=1., help='of scalar control: above 1, away from m = 1')
-    p.add_argument('--limit', type=some, default=100, help='at most so many inquiries')
-    p.add_argument('--per-face', type=some, default=2, help='faces drawn of each at every m')
-    p.add_argument('--steps', type=int, default=20); p.add_argument('--eta', type=float, default=0., help='0 to 1')
-    p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once')
-    _common(p)
->>>>>>> /tmp/tmphrjcr73q
 
 # %% ../nbs/17_cli.ipynb #c015
 def _packing(verbs):
