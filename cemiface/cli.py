@@ -99,7 +99,7 @@ def _calibrate(a):
     cfg = core.from_dict(generation.GenerationConfig, how, 'the arguments')
     generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
     one = lambda control: generation.calibrate(pipe, found, judge, control, per_face=a.per_face, cfg=cfg, seed=a.seed)
-    made = {k: one(k) for k in a.control or generation.CONTROLS}
+    made = {k: one(k) for k in a.control or ('scalar', 'sphere')}
     for c in made.values(): pipe.keep(c)
     generation.save_index(pipe, a.generator)
     facts = {k: core.plain(c) | dict(reach=c.reach) for k, c in made.items()}
