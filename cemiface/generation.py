@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'InquiryConfig', 'select_inquiries', 'face_generator', 'm_of', 'direction', 'CemiFaceOutput',
-           'CemiFacePipeline', 'check_steps', 'GenerationConfig', 'for_sampling', 'draw_batch', 'Calibration',
-           'achieved', 'calibrate', 'draw_unconditional', 'inquiries_there', 'write_inquiries', 'Counts',
+           'CemiFacePipeline', 'check_steps', 'GenerationConfig', 'for_sampling', 'slice_size', 'draw_batch',
+           'Calibration', 'achieved', 'calibrate', 'draw_unconditional', 'inquiries_there', 'write_inquiries', 'Counts',
            'face_settings', 'face_file', 'fitting_batch', 'open_set', 'write_set', 'generate_set', 'with_copies',
            'model_card', 'save_index', 'load_generator', 'train_generator']
 
@@ -38,8 +38,8 @@ from .faces import FaceSet, save_image, to_float, to_uint8
 from .formats import manifest_line, scan_manifest
 from .recognition import Recogniser, embed, unit
 from .schedule import ddim, make_scheduler
-from cemiface.training import (GeneratorParts, may_change, processes, steps_in_all, train_denoiser, training_settings,
-    try_compile)
+from .training import (GeneratorParts, may_change, precision_here, processes, steps_in_all, train_denoiser, training_settings,
+    try_compile, workers)
 from .unet import Condition, FaceUNet, condition_on
 
 # %% ../nbs/09_generation.ipynb #c006
@@ -157,20 +157,20 @@ def sample(self:CemiFacePipeline,
     "The sampling loop; no value leaves the device before the end, and the scheduler counts on the CPU, so that nothing waits"
     device = self._execution_device
     x = torch.stack([torch.randn((3, self.size, self.size), generator=g, device=g.device) for g in generators]).to(device)
-    self.scheduler.set_timesteps(steps, device='cpu')
-    accepts = inspect.signature(self.scheduler.step).parameters
+    sch = copy.deepcopy(self.scheduler); sch.set_timesteps(steps, device='cpu')               # its own, for others may sample at the same time
+    accepts = inspect.signature(sch.step).parameters
     extra = {k: v for k, v in dict(eta=eta, generator=generators).items() if k in accepts}
-    x, e = x*self.scheduler.init_noise_sigma, e.to(self.condition.dtype)
+    x, e = x*sch.init_noise_sigma, e.to(self.condition.dtype)
     tokens = self.condition(e, m, drop)
     if guidance != 1: free = self.condition(e, m, torch.ones_like(m, dtype=bool))
     if contrast != 1: alike = self.condition(e, torch.ones_like(m), drop)
     predict = lambda x, t, c: self.unet(x.to(self.unet.dtype), t, c.to(self.unet.dtype)).float()
-    for t, t_there in zip(self.scheduler.timesteps, self.scheduler.timesteps.to(device)):
-        x_in = self.scheduler.scale_model_input(x, t)
+    for t, t_there in zip(sch.timesteps, sch.timesteps.to(device)):
+        x_in = sch.scale_model_input(x, t)
         out = predict(x_in, t_there, tokens)
         if contrast != 1: base = predict(x_in, t_there, alike); out = base + contrast*(out-base)
         if guidance != 1: bare = predict(x_in, t_there, free); out = bare + guidance*(out-bare)
-        x = self.scheduler.step(out, t, x, **extra).prev_sample
+        x = sch.step(out, t, x, **extra).prev_sample
         each_step()
     return x.clamp(-1, 1)
 
@@ -248,7 +248,7 @@ class GenerationConfig:
     guidance:float = knob(1., '1 follows the condition; above 1, away from the unconditional prediction', lo=0)
     contrast:float = knob(1., 'of scalar control: 1 follows m; above 1, away from the prediction for m = 1', lo=0)
     batch:int = knob(128, 'faces computed at once; part of what decides a face to the last bit; 0 takes what fits the memory of the GPU', lo=0)
-    precision:str = knob('no', 'of the denoiser while sampling', choices=['no', 'bf16', 'fp16'])
+    precision:str = knob('no', 'of the denoiser while sampling; auto is bf16 where the hardware is faster at it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
     image_format:str = knob('png', 'file format of the faces', choices=['png', 'jpg'])
 
@@ -258,10 +258,33 @@ def for_sampling(
     cfg:GenerationConfig, # precision
 )->CemiFacePipeline: # for drawing only, not for saving
     "The same generator, faster: weights of the denoiser cast once (autocast would cast them at every pass), channels last on a GPU, E_id folded"
-    dtype, unet = dict(bf16=torch.bfloat16, fp16=torch.float16).get(cfg.precision, torch.float32), copy.deepcopy(pipeline.unet)
+    dtype, unet = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision_here(cfg.precision, pipeline.device), torch.float32), copy.deepcopy(pipeline.unet)
     torch.nn.Module.to(unet, dtype)                            # the one of diffusers warns
     if pipeline.device.type == 'cuda': unet.to(memory_format=torch.channels_last)
     return CemiFacePipeline(unet, pipeline.condition, pipeline.scheduler, pipeline.recogniser.folded(), dict(pipeline.config.trained))
+
+# %% ../nbs/09_generation.ipynb #c056
+def slice_size(
+    batch:int, # faces of a batch
+    device='cpu', # where they are drawn
+    most:int=64, # faces of a slice on a processor
+)->int: # a whole batch elsewhere
+    "How many faces are computed at once: the same for any number of threads"
+    return batch if torch.device(device).type != 'cpu' else -(-batch//max(2, -(-batch//most)))
+
+def _draw_slice(pipeline, e0, m, control, who, seed, cfg, spread):
+    "Faces as bytes and their similarities, all at once"
+    device = pipeline.device
+    e0 = e0.to(device)
+    u = torch.stack([direction(seed, *w, e0.shape[1]) for w in who]).to(device)
+    if spread is not None: u = u @ torch.as_tensor(spread, dtype=u.dtype, device=device).T
+    mm = torch.tensor([m_of(m, seed, *w) for w in who], device=device)
+    e, mm = (e0, mm) if control == 'none' else condition_on(e0, mm, control, u)
+    drop = torch.ones(len(who), dtype=bool, device=device) if control == 'none' else None
+    x = pipeline.sample(e, mm, [face_generator(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop,
+        cfg.contrast if control == 'scalar' else 1.)
+    u8 = to_uint8(x)
+    return u8.cpu(), F.cosine_similarity(e0, pipeline.recogniser(to_float(u8)).float()).cpu()
 
 def draw_batch(
     pipeline:CemiFacePipeline, # generator; one made by for_sampling is faster
@@ -274,20 +297,13 @@ def draw_batch(
     spread:np.ndarray|None=None, # (D,D): directions on the sphere are it times standard normal numbers; by default all are equally likely
 )->tuple[Tensor, Tensor]: # faces uint8 (b,3,h,w) and their similarity to e0 by E_id (b,), on the CPU
     "Draw one padded batch"
-    device, n = pipeline.device, len(who)
-    who = who + [who[-1]]*(cfg.batch-n)
-    e0 = torch.as_tensor(e0, dtype=torch.float32, device=device)
-    e0 = torch.cat([e0, e0[-1:].expand(cfg.batch-n, -1)])
-    u = torch.stack([direction(seed, *w, e0.shape[1]) for w in who]).to(device)
-    if spread is not None: u = u @ torch.as_tensor(spread, dtype=u.dtype, device=device).T
-    mm = torch.tensor([m_of(m, seed, *w) for w in who], device=device)
-    e, mm = (e0, mm) if control == 'none' else condition_on(e0, mm, control, u)
-    drop = torch.ones(cfg.batch, dtype=bool, device=device) if control == 'none' else None
-    x = pipeline.sample(e, mm, [face_generator(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop,
-        cfg.contrast if control == 'scalar' else 1.)
-    u8 = to_uint8(x)
-    s = F.cosine_similarity(e0, pipeline.recogniser(to_float(u8)).float())
-    return u8[:n].cpu(), s[:n].cpu()
+    size, n = slice_size(cfg.batch, pipeline.device), len(who)
+    who = who + [who[-1]]*(-n%size)
+    e0 = torch.as_tensor(e0, dtype=torch.float32)
+    e0 = torch.cat([e0, e0[-1:].expand(len(who)-n, -1)])
+    one = lambda i: _draw_slice(pipeline, e0[i:i+size], m, control, who[i:i+size], seed, cfg, spread)
+    with workers(pipeline.device) as each: u8, s = map(torch.cat, zip(*each(one, range(0, len(who), size))))
+    return u8[:n], s[:n]
 
 # %% ../nbs/09_generation.ipynb #06aaaa1d
 @dataclass
@@ -520,17 +536,17 @@ def fitting_batch(
     each = (torch.cuda.max_memory_allocated(pipeline.device)-before)/32
     return int(min(most, max(32, share*torch.cuda.mem_get_info(pipeline.device)[0]/each//32*32)))
 
-def _fixed_batch(pipeline, cfg, out, ranks):
-    "The recipe with a number of faces at once, the same in all processes"
+def _fixed(pipeline, cfg, out, ranks):
+    "The recipe with a precision, and a number of faces at once that is the same in all processes: those that the set was begun with"
+    begun = read_json(out/'run.json').get('settings', {}) if (out/'run.json').exists() else {}
+    if cfg.precision == 'auto': cfg = replace(cfg, precision=begun.get('precision') or precision_here('auto', pipeline.device))
     if cfg.batch: return cfg
-    begun = read_json(out/'run.json').get('settings', {}).get('batch') if (out/'run.json').exists() else None
-    found = [begun or fitting_batch(pipeline)]
+    found = [begun.get('batch') or fitting_batch(pipeline)]
     return replace(cfg, batch=(found if ranks.num_processes == 1 else broadcast_object_list(found))[0])
 
 def _compile_for_sampling(pipeline, cfg):
-    "Compile the denoiser for the batch of the set, with CUDA graphs on a GPU"
-    e = torch.zeros(cfg.batch, pipeline.recogniser.config.dim, device=pipeline.device)
-    probe = lambda: draw_batch(pipeline, e, 1., 'scalar', [(0, 0)]*cfg.batch, 0, replace(cfg, steps=2))
+    "Compile the denoiser for the slices of the set, with CUDA graphs on a GPU"
+    probe = lambda: draw_batch(pipeline, torch.zeros(1, pipeline.recogniser.config.dim), 1., 'scalar', [(0, 0)], 0, replace(cfg, steps=2))   # a single slice
     try_compile(pipeline.unet, probe, 'reduce-overhead' if pipeline.device.type == 'cuda' and cfg.guidance == cfg.contrast == 1 else None)
 
 # %% ../nbs/09_generation.ipynb #c046
@@ -548,7 +564,7 @@ def open_set(
     check_steps(cfg.steps, pipeline.scheduler.config.num_train_timesteps)
     asked = torch.tensor(m, dtype=torch.float).reshape(-1)
     condition_on(torch.zeros(len(asked), 2), asked, control, torch.ones(len(asked), 2))
-    cfg = _fixed_batch(pipeline, cfg, out, ranks)
+    cfg = _fixed(pipeline, cfg, out, ranks)
     settings = face_settings(pipeline, m, control, seed, cfg, spread)
     with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
     return folder, cfg, settings
@@ -583,9 +599,9 @@ def write_set(
 
 # %% ../nbs/09_generation.ipynb #c047
 def _embed_alone(recogniser, images, batch=64):
-    "Embeddings that do not depend, to the last bit, on how many other inquiries there are: always as many at once"
-    pad = np.repeat(images[-1:], -len(images)%batch, axis=0)
-    return embed(recogniser, np.concatenate([images, pad]), batch=batch)[:len(images)]
+    "Embeddings that do not depend, to the last bit, on how many other inquiries there are, nor on threads: always as many at once, each batch by one thread"
+    padded = np.concatenate([images, np.repeat(images[-1:], -len(images)%batch, axis=0)])
+    with workers(recogniser.device) as each: return np.concatenate([*each(lambda i: embed(recogniser, padded[i:i+batch], batch=batch), range(0, len(padded), batch))])[:len(images)]
 
 def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sources, todo, rank, spread):
     "Draw batches; their files are written while the next batch is drawn, and their lines when all files are there"

@@ -6,7 +6,7 @@
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'TrainingConfig', 'GeneratorParts', 'm_levels', 'draw_step', 'draw_noise', 'learning_rate',
            'steps_in_all', 'step_loss', 'gather', 'ahead', 'may_change', 'training_settings', 'training_key',
            'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'processes', 'try_compile', 'NonFinite',
-           'train_denoiser']
+           'precision_here', 'workers', 'slices_of', 'backward', 'train_denoiser']
 
 # %% ../nbs/08_training.ipynb #c003
 import json
@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ class TrainingConfig:
     m_step:float = knob(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the paper', lo=0, hi=2)
     control:str = knob('scalar', 'what m goes into: the scalar of the paper, a point on the sphere round the inquiry, or both', choices=list(CONTROLS))
     similarity_share:float = knob(1., 'share of each batch that bears the similarity term (the recogniser costs time)', above=0, hi=1)
-    precision:str = knob('no', 'mixed precision of Accelerate', choices=['no', 'bf16', 'fp16'])
+    precision:str = knob('no', 'mixed precision of Accelerate; auto is bf16 where the hardware is faster at it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
     max_skipped:int = knob(10, 'steps without a finite gradient that are skipped before training stops', lo=0)
     checkpoint_minutes:float = knob(2., 'minutes between checkpoints', lo=0)
@@ -318,6 +319,58 @@ class NonFinite:
         raise CemiFaceError(f'{int(self.count)} steps had no finite gradient, the last one step {step+1} with the faces {self.named(step)}; '
                             'the checkpoint holds the last good state; lower training.lr or loss.lam, or look at these faces')
 
+# %% ../nbs/08_training.ipynb #c051
+def precision_here(
+    asked:str, # `no`, `bf16`, `fp16`, or `auto`
+    device='cpu', # where it is to be computed
+)->str: # one of the first three
+    "What `auto` means here: bf16 on a GPU that has it and a processor with AMX, else float32"
+    if asked != 'auto': return asked
+    kind = torch.device(device).type
+    if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
+    return 'bf16' if kind == 'cpu' and getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16') else 'no'
+
+# %% ../nbs/08_training.ipynb #c058
+@contextmanager
+def workers(
+    device='cpu', # elsewhere than on a processor, and where there is one thread, everything is done in turn
+): # yields a `map` whose calls run side by side
+    "As many threads as PyTorch has, each with operations that do not split; they inherit neither autocast nor no_grad"
+    n = torch.get_num_threads() if torch.device(device).type == 'cpu' else 1
+    if n == 1: yield map; return
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield pool.map
+    finally: torch.set_num_threads(n)                          # a part of that number (MKL's) belongs to all threads
+
+# %% ../nbs/08_training.ipynb #c054
+def slices_of(
+    batch:int, # faces of a step in this process
+    device='cpu', # where they are computed
+    processes:int=1, # several processes have the cores to themselves
+    least:int=16, # faces of a slice
+)->int: # number of equal slices
+    "How a training batch is cut: a slice for each thread, as long as slices are not too small"
+    if torch.device(device).type != 'cpu' or processes > 1: return 1
+    return max(k for k in range(1, torch.get_num_threads()+1) if k == 1 or batch%k == 0 and batch >= k*least)
+
+def backward(
+    r:SimpleNamespace, # acc (Accelerator) and net
+    loss_of:Callable, # (b, eps, u) -> loss and facts
+    *slices, # b, eps and u, each a list with as many items as there are slices
+)->tuple[Tensor, dict]: # loss and facts of the batch; its gradients are left in the weights
+    "The gradients of a batch: those of its slices side by side, and their mean in a fixed order"
+    def forward(*o):
+        with r.acc.autocast(): return loss_of(*o)
+    if len(slices[0]) == 1:
+        loss, facts = forward(*(o[0] for o in slices)); r.acc.backward(loss)
+        return loss.detach(), facts
+    weights = list(r.net.parameters())
+    def both_ways(*o): loss, facts = forward(*o); return torch.autograd.grad(loss, weights), facts
+    with workers(r.acc.device) as each: grads, facts = zip(*each(both_ways, *slices))
+    for w, *g in zip(weights, *grads): w.grad = torch.stack(g).mean(0)
+    facts = {k: torch.stack([f[k] for f in facts]).mean() for k in facts[0]}
+    return facts['loss'], facts
+
 # %% ../nbs/08_training.ipynb #c032
 def _begin(net, start):
     "Weights to begin with, where there is a generator to take them from"
@@ -327,12 +380,13 @@ def _begin(net, start):
             raise CemiFaceError(f'the generator to begin with has another {type(part).__name__} than the recipe: {str(e).splitlines()[1].strip()}; '
                                 'give it the same sections unet and condition, and an E_id of the same width') from None
 
-def _compile_for_training(net, acc, b, size, dim):
+def _compile_for_training(net, acc, b, slices, size, dim):
+    b //= slices
     x, t, e = torch.zeros(b, 3, size, size, device=acc.device), torch.zeros(b, dtype=torch.long, device=acc.device), torch.zeros(b, dim, device=acc.device)
-    def probe():
+    def probe(_):
         with acc.autocast(): net(x, t, e, e[:, 0], t > 0).sum().backward()
         net.zero_grad()
-    try_compile(net.unet, probe)
+    with workers(acc.device) if slices > 1 else nullcontext(map) as each: try_compile(net.unet, lambda: list(each(probe, [0])))
 
 def _gradient_norm(acc, net, clip):
     "Norm of the gradient, which is then clipped if asked for"
@@ -352,7 +406,8 @@ def _prepare(faces, recogniser, parts, state, seed, cpu, force, start=None):
     n, tracker = processes(cpu).num_processes, None if cfg.tracker == 'none' else cfg.tracker
     if cfg.batch%n: raise CemiFaceError(f'training.batch = {cfg.batch} must be a multiple of the {n} processes')
     AcceleratorState._reset_state()                            # the precision may be another one, too
-    acc = Accelerator(cpu=PartialState().device.type == 'cpu', mixed_precision=cfg.precision, project_dir=str(state), log_with=tracker)
+    where = PartialState().device
+    acc = Accelerator(cpu=where.type == 'cpu', mixed_precision=precision_here(cfg.precision, where), project_dir=str(state), log_with=tracker)
     if tracker: acc.init_trackers('cemiface', {})
     torch.manual_seed(stable_seed(seed, 'weights'))
     size = faces.images.shape[-1]
@@ -364,12 +419,13 @@ def _prepare(faces, recogniser, parts, state, seed, cpu, force, start=None):
     if acc.device.type == 'cuda': net.to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(net.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     net, opt = acc.prepare(net, opt)
-    bare = acc.unwrap_model(net)
-    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, size, recogniser.config.dim)
+    bare, slices = acc.unwrap_model(net), slices_of(cfg.batch//n, acc.device, n)
+    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, slices, size, recogniser.config.dim)
     ema = EMAModel(bare.parameters(), decay=cfg.ema_max, use_ema_warmup=True, power=.75, foreach=True)
     if old: opt.load_state_dict(old['optimiser']); ema.load_state_dict(old['average'])
     ema.to(acc.device)
     return SimpleNamespace(acc=acc, net=net, bare=bare, opt=opt, ema=ema, keys=dict(key=key, frozen=frozen), step=old['step'] if old else 0,
+        share=[(acc.process_index+n*k, n*slices) for k in range(slices)],      # slice k of how many, for each that is this process's
         kept=old['log'] if old else ({}, 0), sch=make_scheduler(parts.schedule), guide=recogniser.folded().to(acc.device))
 
 # %% ../nbs/08_training.ipynb #c033
@@ -406,15 +462,14 @@ def train_denoiser(
     store, e_all = FaceStore(faces.images, acc.device), embed_set(recogniser, faces, cache, acc.device)
     lines = TrainingLog(state/'log.jsonl', r.step, r.kept, acc)
     draws = lambda step: draw_step(cfg, n, T, parts.condition.dropout, seed, step)
-    batch = lambda step: gather(draws(step), store, e_all, acc.process_index, acc.num_processes)
-    noise = lambda step, x, *of: draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)[acc.process_index::acc.num_processes]
+    batch = lambda step: [gather(d, store, e_all, *o) for d in [draws(step)] for o in r.share]                      # in slices, usually one
+    noise = lambda step, x, *of: [o[k::n] for o in [draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)] for k, n in r.share]
     watch = NonFinite(acc, cfg.max_skipped, lambda step: faces.named(draws(step).idx))
     with held_signals() as told, progress(steps*cfg.batch, 'training the generator', 'img', initial=r.step*cfg.batch) as bar:
-        for step, b in ahead(batch, range(r.step, steps)):
-            eps = noise(step, b.x0)
-            u = None if cfg.control == 'scalar' else noise(step, b.e, 'direction')
-            with acc.autocast(): loss, facts = step_loss(r.net, r.guide, r.sch, parts.loss, lambda_at(parts.loss, step/steps), b, eps, cfg.control, u)
-            acc.backward(loss)
+        for step, slices in ahead(batch, range(r.step, steps)):
+            eps, lam = noise(step, slices[0].x0), lambda_at(parts.loss, step/steps)
+            u = [None]*len(eps) if cfg.control == 'scalar' else noise(step, slices[0].e, 'direction')
+            loss, facts = backward(r, lambda b, eps, u: step_loss(r.net, r.guide, r.sch, parts.loss, lam, b, eps, cfg.control, u), slices, eps, u)
             bad = watch.watch(r.opt, _gradient_norm(acc, r.net, cfg.clip), loss, step)
             for group in r.opt.param_groups: group['lr'] = learning_rate(cfg, step, steps)
             r.opt.step(); r.opt.zero_grad(); r.ema.step(r.bare.parameters())
