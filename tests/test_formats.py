@@ -123,6 +123,8 @@ def test_hugging_face_imagefolder(finished, tmp_path):
     from cemiface.formats import pack, scan, unpack
     pack(finished.faces, tmp_path/'x.tar'); unpack(tmp_path/'x.tar', tmp_path/'plain')
     shutil.copytree(finished.faces, tmp_path/'set')                                  # with manifest.jsonl, run.json and a card
+    bare = datasets.load_dataset('imagefolder', data_dir=str(tmp_path/'set'), split='train', cache_dir=str(tmp_path/'cache'))
+    assert bare.features['label'].names==[f'{i:06d}' for i in range(6)] and bare['label']==[i for i in range(6) for _ in range(3)]
     pack(tmp_path/'set', tmp_path/'set'/'metadata.jsonl')
     mine = scan(finished.faces)
     for folder, more in (('plain', set()), ('set', {'m', 'control', 'seed', 'similarity', 'index'})):
@@ -207,9 +209,12 @@ def offline(folder, calls):
     from cemiface.cli import main
     for a in calls: assert main([str(o) for o in a])==0, a
 
-def test_no_connection_is_made(finished, dev, tmp_path):
+def test_no_connection_is_made(cemiface, finished, dev, tmp_path):
+    copy = shutil.copytree(finished.generator, tmp_path/'generator')
     tiny = ['--identities', 2, '--per-identity', 1, '--steps', 1, '--threshold', .9999]
     in_process(offline, tmp_path, [['pack', '--from', finished.faces, '--to', 'x.rec'], ['unpack', '--from', 'x.rec', '--to', 'back'],
         ['verify', '--recogniser', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images'],
         ['analyse', '--faces', 'x.rec', '--judge', finished.judge], ['train-recogniser', '--faces', 'x.rec', '-r', 'toy', *sets(), '--out', 'net'],
-        ['generate', '--generator', finished.generator, '--inquiries', 'x.rec', *tiny, '--out', 'new'], ['recipes']])
+        ['generate', '--generator', finished.generator, '--inquiries', 'x.rec', *tiny, '--out', 'new'], ['recipes'],
+        ['calibrate', '--generator', copy, '--judge', finished.judge, '--faces', 'x.rec', '--control', 'sphere', '--limit', 2, '--steps', 1]])
+    refused(cemiface('generate', '--generator', copy/'missing', '--inquiries', 'x.rec', *tiny, '--out', 'more'), 'holds no generator')
