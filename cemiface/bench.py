@@ -34,13 +34,13 @@ from torchvision.transforms import v2
 from .core import CemiFaceError, FORMAT_VERSION, atomic_path, hardware, text_table
 from .cosface import HEADS, default_device, recogniser_learner
 from .faces import FaceSet, FaceStore, to_float, to_uint8
-from .generation import CemiFacePipeline, check_steps, draw_batch, face_generator, for_sampling, write_inquiries, write_set
+from .generation import CemiFacePipeline, check_steps, draw_batch, face_generator, for_sampling, slice_size, write_inquiries, write_set
 from .losses import DISTANCES, LossConfig, diffusion_mse, similarity_matching
 from .recognition import ARCHS, Recogniser, cosine, embed, embed_set, load_recogniser
 from .schedule import add_noise, clean_estimate, ddim, make_scheduler, target
 from .pipeline import Recipe
 from .toyfaces import toy_faces
-from .training import NonFinite, ahead, draw_noise, draw_step, gather, step_loss, try_compile
+from .training import NonFinite, ahead, backward, draw_noise, draw_step, gather, precision_here, step_loss, try_compile, workers
 from .training import _gradient_norm, _prepare
 from .unet import Condition, Denoiser, build_denoiser, build_unet
 
@@ -89,7 +89,10 @@ def count_flops(
     call:Callable, # what to watch, called once
 )->int: # floating-point operations of its matrix products and convolutions
     "Operations of one call, a multiplication and an addition being two"
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward}) as counter: call()
+    threads = torch.get_num_threads(); torch.set_num_threads(1)                        # what other threads do is not seen
+    try:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward}) as counter: call()
+    finally: torch.set_num_threads(threads)
     return counter.get_total_flops()
 
 # %% ../nbs/15_bench.ipynb #c015
@@ -167,16 +170,17 @@ def train_job(
     p, cfg = s.recipe.parts, s.recipe.training
     r = _prepare(s.faces, s.eid, p, Path('never'), 0, s.device.type == 'cpu', False)
     store, e_all = FaceStore(s.faces.images, s.device), embed_set(s.eid, s.faces)
-    make = lambda step: gather(draw_step(cfg, len(s.faces), p.schedule.steps, p.condition.dropout, 0, step), store, e_all)
+    draws = lambda step: draw_step(cfg, len(s.faces), p.schedule.steps, p.condition.dropout, 0, step)
+    make = lambda step: [gather(d, store, e_all, *o) for d in [draws(step)] for o in r.share]
+    loss_of = lambda b, eps, u: step_loss(r.net, r.guide, r.sch, p.loss, p.loss.lam, b, eps)
     stream, watch = ahead(make, range(sys.maxsize)), NonFinite(r.acc, math.inf, str)
     def call():
-        step, b = next(stream)
-        eps = draw_noise(b.x0.shape, 0, step, s.device)
-        with r.acc.autocast(): loss, _ = step_loss(r.net, r.guide, r.sch, p.loss, p.loss.lam, b, eps)
-        r.acc.backward(loss)
+        step, slices = next(stream)
+        eps = draw_noise((cfg.batch, *slices[0].x0.shape[1:]), 0, step, s.device)
+        loss, _ = backward(r, loss_of, slices, [eps[k::n] for k, n in r.share], [None]*len(slices))
         watch.watch(r.opt, _gradient_norm(r.acc, r.net, cfg.clip), loss, step)
         r.opt.step(); r.opt.zero_grad(); r.ema.step(r.bare.parameters())
-    return Job(call, cfg.batch, cfg.batch, cfg.precision, compiled=r.bare.unet._compiled_call_impl is not None)
+    return Job(call, cfg.batch, cfg.batch, precision_here(cfg.precision, s.device), compiled=r.bare.unet._compiled_call_impl is not None)
 
 # %% ../nbs/15_bench.ipynb #c024
 def naive_loss(
@@ -242,7 +246,7 @@ def _pipeline(s):
     cfg, e, _ = _asked(s)
     pipe = for_sampling(_generator(s), cfg)
     mode = 'reduce-overhead' if s.device.type == 'cuda' and cfg.guidance == 1 else None
-    probe = lambda: draw_batch(pipe, e, 1., 'scalar', [(i, 0) for i in range(cfg.batch)], 0, replace(cfg, steps=2))
+    probe = lambda: draw_batch(pipe, e[:1], 1., 'scalar', [(0, 0)], 0, replace(cfg, steps=2))       # a single slice
     return pipe, cfg.compile and try_compile(pipe.unet, probe, mode)
 
 def sample_job(
@@ -250,10 +254,13 @@ def sample_job(
 )->Job:
     "The sampling loop of the pipeline"
     (pipe, compiled), (cfg, e, m) = _pipeline(s), _asked(s)
+    size = slice_size(cfg.batch, s.device)
+    def part(i):
+        k = range(cfg.batch)[i:i+size]
+        pipe.sample(e[k.start:k.stop], m[k.start:k.stop], [face_generator(0, j, 0, s.device) for j in k], cfg.steps, cfg.eta, cfg.guidance)
     def call():
-        noise = [face_generator(0, i, 0, s.device) for i in range(cfg.batch)]
-        pipe.sample(e, m, noise, cfg.steps, cfg.eta, cfg.guidance)
-    return Job(call, _passes(cfg), cfg.batch, cfg.precision, 'eval/s', compiled)
+        with workers(s.device) as each: list(each(part, range(0, cfg.batch, size)))
+    return Job(call, _passes(cfg), cfg.batch, precision_here(cfg.precision, s.device), 'eval/s', compiled)
 
 def generate_job(
     s:Setting, # what to work on
@@ -261,7 +268,7 @@ def generate_job(
     "Batches of finished faces, under sphere control"
     (pipe, compiled), (cfg, e, _) = _pipeline(s), _asked(s)
     who = [(i, 0) for i in range(cfg.batch)]
-    return Job(lambda: draw_batch(pipe, e, .9, 'sphere', who, 0, cfg), cfg.batch, cfg.batch, cfg.precision, compiled=compiled)
+    return Job(lambda: draw_batch(pipe, e, .9, 'sphere', who, 0, cfg), cfg.batch, cfg.batch, precision_here(cfg.precision, s.device), compiled=compiled)
 
 # %% ../nbs/15_bench.ipynb #c029
 def write_job(
@@ -274,7 +281,7 @@ def write_job(
     inquiries = write_inquiries(s.faces.images[:cfg.batch], Path(home.name)/'inquiries')
     def call():
         with tempfile.TemporaryDirectory(dir=home.name) as d: write_set(pipe, inquiries, Path(d)/'set', .9, 'sphere', 0, cfg)
-    return Job(call, batches*cfg.batch, cfg.batch, cfg.precision)
+    return Job(call, batches*cfg.batch, cfg.batch, precision_here(cfg.precision, s.device))
 
 # %% ../nbs/15_bench.ipynb #c030
 @torch.no_grad()
