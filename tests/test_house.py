@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 root = Path(__file__).parents[1]
 lib = root/'cemiface'
@@ -85,6 +86,22 @@ def test_modules_import_only_earlier_ones():
         f = lib/f'{name}.py'
         used = set(re.findall(r'^\s*(?:from|import) cemiface\.(\w+)', f.read_text(encoding='utf-8'), re.M)) if f.exists() else set()
         assert not [o for o in used if order.get(o, -1) >= n], name
+
+def test_every_notebook_is_in_the_sidebar():
+    def pages(o):
+        return [o] if isinstance(o, str) else [o['href']] if 'href' in o else [p for c in o['contents'] for p in pages(c)]
+    site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
+    shown, nbs = pages(site['sidebar']), root/'nbs'
+    assert sorted(shown)==sorted(p.relative_to(nbs).as_posix() for p in nbs.rglob('*.ipynb') if not any(d[0] in '._' for d in p.relative_to(nbs).parts))
+    assert {o['href'] for o in site['navbar']['left']} <= set(shown)
+
+def test_citation_and_issue_forms():
+    cite, cfg = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8')), settings()
+    assert (cite['title'], cite['version'], cite['license'])==(cfg['title'], cfg['version'], 'Apache-2.0')
+    assert cite['repository-code']==f"https://github.com/{cfg['user']}/{cfg['repo']}"
+    for f in (root/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
+        form = yaml.safe_load(f.read_text(encoding='utf-8'))
+        assert f.stem=='config' or {'name', 'description', 'body'} <= set(form), f.name
 
 @pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md', 'data/README.md'])
 def test_links_of_a_page_lead_somewhere(page):
