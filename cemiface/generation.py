@@ -248,7 +248,7 @@ class GenerationConfig:
     guidance:float = knob(1., '1 follows the condition; above 1, away from the unconditional prediction', lo=0)
     contrast:float = knob(1., 'of scalar control: 1 follows m; above 1, away from the prediction for m = 1', lo=0)
     batch:int = knob(128, 'faces computed at once; part of what decides a face to the last bit; 0 takes what fits the memory of the GPU', lo=0)
-    precision:str = knob('no', 'of the denoiser while sampling; auto is bf16 where the hardware is faster at it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
+    precision:str = knob('no', 'of the denoiser while sampling; auto: bf16 where the hardware is made for it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
     image_format:str = knob('png', 'file format of the faces', choices=['png', 'jpg'])
 
@@ -601,7 +601,8 @@ def write_set(
 def _embed_alone(recogniser, images, batch=64):
     "Embeddings that do not depend, to the last bit, on how many other inquiries there are, nor on threads: always as many at once, each batch by one thread"
     padded = np.concatenate([images, np.repeat(images[-1:], -len(images)%batch, axis=0)])
-    with workers(recogniser.device) as each: return np.concatenate([*each(lambda i: embed(recogniser, padded[i:i+batch], batch=batch), range(0, len(padded), batch))])[:len(images)]
+    one = lambda i: embed(recogniser, padded[i:i+batch], batch=batch)
+    with workers(recogniser.device) as each: return np.concatenate([*each(one, range(0, len(padded), batch))])[:len(images)]
 
 def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sources, todo, rank, spread):
     "Draw batches; their files are written while the next batch is drawn, and their lines when all files are there"

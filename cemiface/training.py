@@ -50,7 +50,7 @@ class TrainingConfig:
     m_step:float = knob(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the paper', lo=0, hi=2)
     control:str = knob('scalar', 'what m goes into: the scalar of the paper, a point on the sphere round the inquiry, or both', choices=list(CONTROLS))
     similarity_share:float = knob(1., 'share of each batch that bears the similarity term (the recogniser costs time)', above=0, hi=1)
-    precision:str = knob('no', 'mixed precision of Accelerate; auto is bf16 where the hardware is faster at it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
+    precision:str = knob('no', 'mixed precision of Accelerate; auto: bf16 where the hardware is made for it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
     max_skipped:int = knob(10, 'steps without a finite gradient that are skipped before training stops', lo=0)
     checkpoint_minutes:float = knob(2., 'minutes between checkpoints', lo=0)
@@ -469,7 +469,7 @@ def train_denoiser(
         for step, slices in ahead(batch, range(r.step, steps)):
             eps, lam = noise(step, slices[0].x0), lambda_at(parts.loss, step/steps)
             u = [None]*len(eps) if cfg.control == 'scalar' else noise(step, slices[0].e, 'direction')
-            loss, facts = backward(r, lambda b, eps, u: step_loss(r.net, r.guide, r.sch, parts.loss, lam, b, eps, cfg.control, u), slices, eps, u)
+            loss, facts = backward(r, lambda b, eps, u, lam=lam: step_loss(r.net, r.guide, r.sch, parts.loss, lam, b, eps, cfg.control, u), slices, eps, u)
             bad = watch.watch(r.opt, _gradient_norm(acc, r.net, cfg.clip), loss, step)
             for group in r.opt.param_groups: group['lr'] = learning_rate(cfg, step, steps)
             r.opt.step(); r.opt.zero_grad(); r.ema.step(r.bare.parameters())

@@ -1,0 +1,23 @@
+"Pages of studies for the docs: `python .ci/pages.py LAB` takes README.md and figure.png of every study in LAB/studies into nbs/studies/ and nbs/images/studies/"
+import json
+import shutil
+import sys
+from pathlib import Path
+
+def page(text):
+    "A notebook that holds nothing but the text"
+    cell = dict(cell_type='markdown', id='page', metadata={}, source=text.strip().splitlines(keepends=True))
+    kernel = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
+    return json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5), indent=1, ensure_ascii=False)+'\n'
+
+def main(lab):
+    "Write the pages, and say which"
+    pages, images = Path('nbs/studies'), Path('nbs/images/studies')
+    for o in (pages, images): o.mkdir(parents=True, exist_ok=True)
+    for home in sorted(Path(lab, 'studies').iterdir()):
+        if (home/'figure.png').exists(): shutil.copy(home/'figure.png', images/f'{home.name}.png')
+        text = (home/'README.md').read_text().replace('(figure.png)', f'(../images/studies/{home.name}.png)')
+        (pages/f'{home.name}.ipynb').write_text(page(text))
+        print(home.name)
+
+if __name__ == '__main__': main(sys.argv[1])
