@@ -84,6 +84,7 @@ class Command:
     def __init__(self, folder, args, env=None, stop=None):
         Command.count += 1
         self.names = [folder.with_name(f'{folder.name}-{Command.count}.{o}') for o in ('out', 'err')]
+        for o in self.names: o.touch()                         # it may be killed before it writes
         self.process = _forks.Process(target=_child, args=([str(o) for o in args], folder, env or {}, stop, self.names))
         self.process.start()
     def kill(self, sig): os.kill(self.process.pid, sig)
