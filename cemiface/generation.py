@@ -742,6 +742,8 @@ def _ours(index, path):
     if index.get('_class_name') != 'CemiFacePipeline' or any(index.get(k) != v for k, v in _PARTS.items()) or not (
         isinstance(scheduler, list) and scheduler[:1] == ['diffusers'] and str(scheduler[-1]).endswith('Scheduler')):
         raise CemiFaceError(f'{path} cannot be read as a generator (model_index.json names other parts than those of a CemiFacePipeline)')
+    if not all(isinstance(index.get(k, {}), dict) for k in ('trained', 'calibrations', 'facts')):
+        raise CemiFaceError(f'{path} cannot be read as a generator (in model_index.json trained, calibrations and facts should be tables)')
 
 def _fetch(name, **hub):
     "The folder of a path, or a local copy of what it names on the hub: `owner/name`, where no folder `owner` is here"
