@@ -78,6 +78,12 @@ def _child(args, folder, env, stop, names):
 _forks = get_context('forkserver')
 _forks.set_forkserver_preload(['cemiface.pipeline', 'pytest'])
 
+def child(args, folder, out, err):
+    "Begin a command whose outputs go to these two files, or terminals"
+    p = _forks.Process(target=_child, args=([str(o) for o in args], folder, {}, None, [out, err]))
+    p.start()
+    return p
+
 class Command:
     "A command that was started: `kill` it, or `wait` for its exit code and outputs"
     count = 0

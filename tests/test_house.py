@@ -89,9 +89,11 @@ def test_modules_import_only_earlier_ones():
 
 def test_every_notebook_is_in_the_sidebar():
     def pages(o):
+        if isinstance(o, dict) and 'auto' in o: return [p.relative_to(nbs).as_posix() for p in nbs.glob(o['auto'])]
         return [o] if isinstance(o, str) else [o['href']] if 'href' in o else [p for c in o['contents'] for p in pages(c)]
     site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
-    shown, nbs = pages(site['sidebar']), root/'nbs'
+    nbs = root/'nbs'
+    shown = pages(site['sidebar'])
     assert sorted(shown)==sorted(p.relative_to(nbs).as_posix() for p in nbs.rglob('*.ipynb') if not any(d[0] in '._' for d in p.relative_to(nbs).parts))
     assert {o['href'] for o in site['navbar']['left']} <= set(shown)
 
