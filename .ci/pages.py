@@ -1,4 +1,4 @@
-"Pages of studies for the docs: `python .ci/pages.py LAB` takes README.md and figure.png of every study in LAB/studies into nbs/studies/ and nbs/images/studies/"
+"Pages of studies for the docs: `python .ci/pages.py LAB` takes README.md and figure.png of each study of a lab into nbs/"
 import json
 import shutil
 import sys
