@@ -680,7 +680,8 @@ def leakage_words(
 
 PROMISE = """What this promises: how often this judge would take a face for somebody in the training photos, beside how often it takes real strangers for them.
 What it does not: that nobody is recognised, by people or by another recogniser; that nothing else can be learned about the training photos from the faces
-or from the generator; or that the set is anonymous. Wrong labels among the training photos make strangers look nearer than they are, and the largest cosine of a
+or from the generator; or that the set is anonymous. Wrong labels among the training photos
+make strangers look nearer than they are, and the largest cosine of a
 set says little, for it grows with the number of photos."""
 
 
