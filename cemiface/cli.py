@@ -215,7 +215,7 @@ def _recipes(a):
     recipe = pipeline.load_recipe(a.name, a.sets or [])
     return recipe, to_toml(recipe).rstrip()
 
-# %% ../nbs/17_cli.ipynb
+# %% ../nbs/17_cli.ipynb #6438cf92
 def _found(folder):
     "What lies in data/: face sets and pairs, without counting images"
     for d in sorted(o for o in Path(folder).iterdir() if o.is_dir()) if Path(folder).is_dir() else []:
@@ -258,7 +258,7 @@ def _doctor(a):
     lines += [('recipe', f'{k}: {v}') for k, v in f['runs'].items()]
     return f, '\n'.join(f'{k:9} {v}' for k, v in lines)+'\nwhat a recipe takes here: cemiface run -r RECIPE --dry-run --faces PHOTOS'
 
-# %% ../nbs/17_cli.ipynb
+# %% ../nbs/17_cli.ipynb #eda2ae20
 def _recipes_at():
     import cemiface
     return Path(cemiface.__file__).parent/'recipes'
@@ -434,7 +434,7 @@ def _benching(verbs, some):
     p.add_argument('--eid', help='E_id: an architecture, or weights'); p.add_argument('--plots', metavar='DIR', help='draw cost against steps, size and batch')
     _common(p)
 
-# %% ../nbs/17_cli.ipynb
+# %% ../nbs/17_cli.ipynb #37f93d93
 def _tools(verbs):
     p = _verb(verbs, 'doctor', _doctor, 'what is here, and what will run on it', 'cemiface doctor --json')
     p.add_argument('--data', metavar='DIR', default='data', help='folder of face sets (default data)'); p.add_argument('--json', action='store_true')
