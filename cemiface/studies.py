@@ -214,7 +214,7 @@ def inquiries(self:Lab, kind:str='given', g:int=0)->FaceSet:
         return write_inquiries(found[rows], home)
     return self.once(('inquiries', kind, g), make)
 
-# %% ../nbs/15_studies.ipynb #6b043bab
+# %% ../nbs/15_studies.ipynb #9a63e28a
 @patch
 def settings(self:Lab, arm:Arm):
     "Section generation of an arm"
@@ -227,7 +227,7 @@ def drawn(self:Lab, arm:Arm, g:int=0)->FaceSet:
     if arm.sampler:
         scheduler = SAMPLERS[arm.sampler].from_config(pipe.scheduler.config)
         pipe = CemiFacePipeline(pipe.unet, pipe.condition, scheduler, pipe.recogniser, dict(pipe.config.trained))
-    if arm.kind == 'direct': return self.direct(arm, pipe, cfg, where.with_suffix('.npy'))
+    if arm.kind == 'direct': return self.direct(arm, pipe, cfg, where.with_name(f'{where.name}.npy'))
     inquiries = self.inquiries(arm.inquiries, g)
     counts = volume_counts(arm.volume)[:len(self.run.inquiries)] if arm.volume else None
     if arm.inquiries == 'augmented': counts = [1]*len(inquiries)
@@ -350,7 +350,7 @@ def history(self:Lab, arm:Arm, s:int=0, watch:bool=False)->list[dict]:
     self.similarities(arm, 0, s, watch)
     return read_json(self.learner(arm, 0, s, watch)[1]/'training.json')['epochs']
 
-# %% ../nbs/15_studies.ipynb #298d4b00
+# %% ../nbs/15_studies.ipynb #8be4eb59
 @patch
 def embeddings(self:Lab, arm:Arm, g:int=0): # raw, (n,d)
     "The judge's embeddings of the faces of an arm"
@@ -366,8 +366,8 @@ def inquiry_embeddings(self:Lab, arm:Arm, g:int=0): # raw, (k,d)
 def facts(self:Lab, arm:Arm, g:int=0)->dict:
     "What a set is, by the judge"
     made, faces = arm.kind == 'generated', self.faces(arm, g)
-    path = self.place('analysis', arm, g).with_suffix('.json')
-    with self.run.timed(f'analysis {path.stem}', faces.fingerprint) as todo:
+    name = self.place('analysis', arm, g).name; path = self.out/'analysis'/f'{name}.json'      # names hold points: no suffix is cut off
+    with self.run.timed(f'analysis {name}', faces.fingerprint) as todo:
         if todo:
             f = analyse(faces, self.judge, self.asked_of(arm, g) if made else None, None, self.out/'cache', self.device, self.judge_name)
             if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
@@ -976,7 +976,7 @@ def _sphere_arms(r):
 
 def _best(arms, rows): return arms[int(np.argmax([r['accuracy'] for r in rows]))]
 
-# %% ../nbs/15_studies.ipynb #bf010c36
+# %% ../nbs/15_studies.ipynb #c6422fe4
 @study('sphere', 'beyond: sphere control', 'accuracy over m on the sphere peaks inside its range, above m = 1 and above every m of the scalar', _sphere_arms)
 def sphere(lab, arms):
     """Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's generator, trained with the scalar
@@ -988,14 +988,14 @@ def sphere(lab, arms):
     over = lab.compare(best, scalar)
     again = [lab.compare(by[f'{o}, {at}'], by[f'{o}, 1']) for o in ('other inquiries', 'half of the identities', 'augmented inquiries')]
     variants = [lab.compare(by[o], one) for o in (f'real directions, {at}', f'augmented inquiries, {at}', f'point and scalar, {at}', 'm drawn per face')]
-    more, real = [*inner, over, *again, *variants], lab.compare(REAL, best)
-    held, says, family = peak(lab, arms[:k], more)
+    more, real = corrected([*inner, *again, *variants]), lab.compare(REAL, best)
+    held, says, family = peak(lab, arms[:k], [over])
     says += (f' Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other scalar: {words_of([over])}. '
              f'Real photos are {_points(real)} better than the best. Replications at {at} against 1: {words_of(again)}. '
              f'Variants against uniform directions at {at}: {words_of(variants)}.')
     above = True if over['lo'] > 0 else False if over['hi'] < 0 else None
     fig = curve({'sphere control': rows[:k], 'scalar control': [rows[0], *rows[k:k+n]]}, flat=rows[-2:], xlabel=_x(lab))
-    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, family+more, dict(real=real))
+    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, over, *more], dict(real=real))
 
 # %% ../nbs/15_studies.ipynb #7524ee6c
 def _taught_points(r):
@@ -1213,7 +1213,7 @@ def steps(lab, arms):
     says += ' Held if fifty steps are at most one point better than ten and than twenty, interval and all.'
     return Finding(rows, SET | WORTH, held, says, bars(rows), family)
 
-# %% ../nbs/15_studies.ipynb #8bf5dfd0
+# %% ../nbs/15_studies.ipynb #eeca7542
 @patch
 def groups_of_people(self:Lab)->tuple[dict, dict]: # of the inquiries and of the people of the pairs: kind -> groups, text
     "Who belongs to which group; raises CemiFaceError where that is not known"
@@ -1239,19 +1239,20 @@ def plot_groups(
             ax.errorbar(v[1], .2*(1-k)-places.index(place(r)), xerr=np.diff(v)[:, None], fmt='os^Dv'[k%5], color=COLOURS[k%7], capsize=2, ms=4)
         for k, n in enumerate(sets): ax.plot([], [], 'os^Dv'[k%5], color=COLOURS[k%7], label=n)
         ax.set(xlabel=label, yticks=-np.arange(len(places)), yticklabels=places)
-    fig.axes[0].legend(frameon=False, fontsize=8)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/15_studies.ipynb #96f681da
+# %% ../nbs/15_studies.ipynb #7ab833de
 def evenness(
-    rows:list[dict], # name, what, kind, group, lo, hi
+    rows:list[dict], # name, what, kind, group, lo, hi, identities; a group of one person has no interval and is left out
     width:float=.1, # that all intervals of a family may span
 )->tuple[bool|None, dict, list]: # held, the families (name, what, kind) -> rows, and those with groups that lie apart
     "Are groups alike?"
     families = {}
-    for r in rows: families.setdefault((r['name'], r['what'], r['kind']), []).append(r)
+    for r in rows:
+        if r['identities'] > 1: families.setdefault((r['name'], r['what'], r['kind']), []).append(r)
     apart = [k for k, v in families.items() if max(r['lo'] for r in v) > min(r['hi'] for r in v)]
-    narrow = all(max(r['hi'] for r in v)-min(r['lo'] for r in v) <= width for v in families.values())
+    narrow = bool(families) and all(max(r['hi'] for r in v)-min(r['lo'] for r in v) <= width for v in families.values())
     return False if apart else True if narrow else None, families, apart
 
 @study('fairness', 'beyond: fairness', 'similarity and accuracy do not depend on the group of a person',
