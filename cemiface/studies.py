@@ -9,10 +9,10 @@ __all__ = ['REAL', 'COPIES', 'TUNED', 'STUDIES', 'SET', 'WORTH', 'SCALAR_LEVELS'
            'better', 'peak', 'curve', 'bars', 'versus', 'untrained', 'levels', 'circle', 'middle', 'kinds',
            'similarity_groups_study', 'm_sweep', 'm_training', 'm_mixing', 'data', 'halves', 'comparison',
            'similarity_statistics', 'strip', 'grid', 'plot_maps', 'map_study', 'fid', 'lambda_study', 'distance',
-           'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere',
-           'sphere_variants', 'sphere_training', 'calibration_study', 'reach', 'lessons', 'why', 'leakage_study',
-           'identity_consistency', 'steps', 'plot_groups', 'evenness', 'fairness', 'chosen', 'plan', 'plan_words',
-           'quick_rates', 'verdict', 'markdown_of', 'write_finding', 'run_studies', 'studies_table', 'suggest_m']
+           'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere_training',
+           'calibration_study', 'reach', 'lessons', 'why', 'leakage_study', 'identity_consistency', 'steps',
+           'plot_groups', 'evenness', 'fairness', 'chosen', 'plan', 'plan_words', 'quick_rates', 'verdict',
+           'markdown_of', 'write_finding', 'run_studies', 'studies_table', 'suggest_m']
 
 # %% ../nbs/15_studies.ipynb #8bc873bc
 import copy
@@ -214,7 +214,7 @@ def inquiries(self:Lab, kind:str='given', g:int=0)->FaceSet:
         return write_inquiries(found[rows], home)
     return self.once(('inquiries', kind, g), make)
 
-# %% ../nbs/15_studies.ipynb #6b043bab
+# %% ../nbs/15_studies.ipynb #9a63e28a
 @patch
 def settings(self:Lab, arm:Arm):
     "Section generation of an arm"
@@ -227,7 +227,7 @@ def drawn(self:Lab, arm:Arm, g:int=0)->FaceSet:
     if arm.sampler:
         scheduler = SAMPLERS[arm.sampler].from_config(pipe.scheduler.config)
         pipe = CemiFacePipeline(pipe.unet, pipe.condition, scheduler, pipe.recogniser, dict(pipe.config.trained))
-    if arm.kind == 'direct': return self.direct(arm, pipe, cfg, where.with_suffix('.npy'))
+    if arm.kind == 'direct': return self.direct(arm, pipe, cfg, where.with_name(f'{where.name}.npy'))
     inquiries = self.inquiries(arm.inquiries, g)
     counts = volume_counts(arm.volume)[:len(self.run.inquiries)] if arm.volume else None
     if arm.inquiries == 'augmented': counts = [1]*len(inquiries)
@@ -350,7 +350,7 @@ def history(self:Lab, arm:Arm, s:int=0, watch:bool=False)->list[dict]:
     self.similarities(arm, 0, s, watch)
     return read_json(self.learner(arm, 0, s, watch)[1]/'training.json')['epochs']
 
-# %% ../nbs/15_studies.ipynb #298d4b00
+# %% ../nbs/15_studies.ipynb #8be4eb59
 @patch
 def embeddings(self:Lab, arm:Arm, g:int=0): # raw, (n,d)
     "The judge's embeddings of the faces of an arm"
@@ -366,8 +366,8 @@ def inquiry_embeddings(self:Lab, arm:Arm, g:int=0): # raw, (k,d)
 def facts(self:Lab, arm:Arm, g:int=0)->dict:
     "What a set is, by the judge"
     made, faces = arm.kind == 'generated', self.faces(arm, g)
-    path = self.place('analysis', arm, g).with_suffix('.json')
-    with self.run.timed(f'analysis {path.stem}', faces.fingerprint) as todo:
+    name = self.place('analysis', arm, g).name; path = self.out/'analysis'/f'{name}.json'      # names hold points: no suffix is cut off
+    with self.run.timed(f'analysis {name}', faces.fingerprint) as todo:
         if todo:
             f = analyse(faces, self.judge, self.asked_of(arm, g) if made else None, None, self.out/'cache', self.device, self.judge_name)
             if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
@@ -970,10 +970,11 @@ def _sphere_arms(r):
 
 def _best(arms, rows): return arms[int(np.argmax([r['accuracy'] for r in rows]))]
 
-# %% ../nbs/15_studies.ipynb #bf010c36
+# %% ../nbs/15_studies.ipynb #fa8fa6d3
 @study('sphere', 'beyond: sphere control', 'accuracy over m on the sphere peaks inside its range, above m = 1 and above every m of the scalar', _sphere_arms)
 def sphere(lab, arms):
     """Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's generator, trained with the scalar
+<<<<<<< /tmp/tmpq0hwc8sa
     alone, is not changed. One recogniser recipe, as many images in every set."""
     rows, k, n = lab.rows(arms), len(circle(lab.recipe)), len(levels(lab.recipe))-1
     best, scalar = _best(arms[:k], rows[:k]), _best(arms[k:k+n], rows[k:k+n])
@@ -981,14 +982,27 @@ def sphere(lab, arms):
     held, says, family = peak(lab, arms[:k], [*inner, over])
     order = lambda some: spearmanr([r['m'] for r in some], [r['similarity'] for r in some]).statistic
     ranks = order(rows[:k]), order([rows[0], *rows[k:k+n]])
+=======
+    alone, is not changed. One recogniser recipe, as many images in every set (but for half of the identities)."""
+    r, rows, by = lab.recipe, lab.rows(arms), {a.name: a for a in arms}
+    k, n, at = len(circle(r)), len(levels(r))-1, f'{middle(r):g}'
+    best, scalar, one = _best(arms[:k], rows[:k]), _best(arms[k:k+n], rows[k:k+n]), arms[circle(r).index(middle(r))]
+    inner = [lab.compare(a, arms[0]) for a in arms[1:k]]
+    over = lab.compare(best, scalar)
+    again = [lab.compare(by[f'{o}, {at}'], by[f'{o}, 1']) for o in ('other inquiries', 'half of the identities', 'augmented inquiries')]
+    variants = [lab.compare(by[o], one) for o in (f'real directions, {at}', f'augmented inquiries, {at}', f'point and scalar, {at}', 'm drawn per face')]
+    more, real = corrected([*inner, *again, *variants]), lab.compare(REAL, best)
+    held, says, family = peak(lab, arms[:k], [over])
+>>>>>>> /tmp/tmp8cao6o54
     says += (f' Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other scalar: {words_of([over])}. '
              f'Real photos are {_points(real)} better than the best. Rank correlation of m and achieved similarity: {ranks[0]:.2f} on the sphere, '
              f'{ranks[1]:.2f} for the scalar.')
     above = True if over['lo'] > 0 else False if over['hi'] < 0 else None
     fig = curve({'sphere control': rows[:k], 'scalar control': [rows[0], *rows[k:k+n]]}, flat=rows[-2:], xlabel=_x(lab))
+<<<<<<< /tmp/tmpq0hwc8sa
     return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, *inner, over], dict(real=real, rank_correlations=ranks))
 
-# %% ../nbs/15_studies.ipynb #33d02cb8
+# %% ../nbs/15_studies.ipynb #4f27eae1
 def _variant_arms(r):
     "The middle level, its variants, and the m = 1 of those that change the inquiries"
     m, half = middle(r), halves(r)[' at 1/2']
@@ -1009,6 +1023,9 @@ def sphere_variants(lab, arms):
     held, says, family = better(lab, pairs)
     says += f' Variants against uniform directions at {at}: {words_of(variants)}.'
     return Finding(rows, SET | WORTH, held, says, bars(rows), family+variants)
+=======
+    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, over, *more], dict(real=real))
+>>>>>>> /tmp/tmp8cao6o54
 
 # %% ../nbs/15_studies.ipynb #7524ee6c
 def _taught_points(r):
@@ -1226,7 +1243,7 @@ def steps(lab, arms):
     says += ' Held if fifty steps are at most one point better than ten and than twenty, interval and all.'
     return Finding(rows, SET | WORTH, held, says, bars(rows), family)
 
-# %% ../nbs/15_studies.ipynb #8bf5dfd0
+# %% ../nbs/15_studies.ipynb #eeca7542
 @patch
 def groups_of_people(self:Lab)->tuple[dict, dict]: # of the inquiries and of the people of the pairs: kind -> groups, text
     "Who belongs to which group; raises CemiFaceError where that is not known"
@@ -1252,19 +1269,20 @@ def plot_groups(
             ax.errorbar(v[1], .2*(1-k)-places.index(place(r)), xerr=np.diff(v)[:, None], fmt='os^Dv'[k%5], color=COLOURS[k%7], capsize=2, ms=4)
         for k, n in enumerate(sets): ax.plot([], [], 'os^Dv'[k%5], color=COLOURS[k%7], label=n)
         ax.set(xlabel=label, yticks=-np.arange(len(places)), yticklabels=places)
-    fig.axes[0].legend(frameon=False, fontsize=8)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/15_studies.ipynb #96f681da
+# %% ../nbs/15_studies.ipynb #7ab833de
 def evenness(
-    rows:list[dict], # name, what, kind, group, lo, hi
+    rows:list[dict], # name, what, kind, group, lo, hi, identities; a group of one person has no interval and is left out
     width:float=.1, # that all intervals of a family may span
 )->tuple[bool|None, dict, list]: # held, the families (name, what, kind) -> rows, and those with groups that lie apart
     "Are groups alike?"
     families = {}
-    for r in rows: families.setdefault((r['name'], r['what'], r['kind']), []).append(r)
+    for r in rows:
+        if r['identities'] > 1: families.setdefault((r['name'], r['what'], r['kind']), []).append(r)
     apart = [k for k, v in families.items() if max(r['lo'] for r in v) > min(r['hi'] for r in v)]
-    narrow = all(max(r['hi'] for r in v)-min(r['lo'] for r in v) <= width for v in families.values())
+    narrow = bool(families) and all(max(r['hi'] for r in v)-min(r['lo'] for r in v) <= width for v in families.values())
     return False if apart else True if narrow else None, families, apart
 
 @study('fairness', 'beyond: fairness', 'similarity and accuracy do not depend on the group of a person',
