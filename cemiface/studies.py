@@ -9,10 +9,10 @@ __all__ = ['REAL', 'COPIES', 'TUNED', 'STUDIES', 'SET', 'WORTH', 'SCALAR_LEVELS'
            'better', 'peak', 'curve', 'bars', 'versus', 'untrained', 'levels', 'circle', 'middle', 'kinds',
            'similarity_groups_study', 'm_sweep', 'm_training', 'm_mixing', 'data', 'halves', 'comparison',
            'similarity_statistics', 'strip', 'grid', 'plot_maps', 'map_study', 'fid', 'lambda_study', 'distance',
-           'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere_training',
-           'calibration_study', 'reach', 'lessons', 'why', 'leakage_study', 'identity_consistency', 'steps',
-           'plot_groups', 'evenness', 'fairness', 'chosen', 'plan', 'plan_words', 'quick_rates', 'verdict',
-           'markdown_of', 'write_finding', 'run_studies', 'studies_table', 'suggest_m']
+           'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere',
+           'sphere_variants', 'sphere_training', 'calibration_study', 'reach', 'lessons', 'why', 'leakage_study',
+           'identity_consistency', 'steps', 'plot_groups', 'evenness', 'fairness', 'chosen', 'plan', 'plan_words',
+           'quick_rates', 'verdict', 'markdown_of', 'write_finding', 'run_studies', 'studies_table', 'suggest_m']
 
 # %% ../nbs/15_studies.ipynb #8bc873bc
 import copy
@@ -974,33 +974,19 @@ def _best(arms, rows): return arms[int(np.argmax([r['accuracy'] for r in rows]))
 @study('sphere', 'beyond: sphere control', 'accuracy over m on the sphere peaks inside its range, above m = 1 and above every m of the scalar', _sphere_arms)
 def sphere(lab, arms):
     """Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's generator, trained with the scalar
-<<<<<<< /tmp/tmpq0hwc8sa
     alone, is not changed. One recogniser recipe, as many images in every set."""
     rows, k, n = lab.rows(arms), len(circle(lab.recipe)), len(levels(lab.recipe))-1
     best, scalar = _best(arms[:k], rows[:k]), _best(arms[k:k+n], rows[k:k+n])
-    inner, over, real = [lab.compare(a, arms[0]) for a in arms[1:k]], lab.compare(best, scalar), lab.compare(REAL, best)
-    held, says, family = peak(lab, arms[:k], [*inner, over])
+    inner, over, real = corrected([lab.compare(a, arms[0]) for a in arms[1:k]]), lab.compare(best, scalar), lab.compare(REAL, best)
+    held, says, family = peak(lab, arms[:k], [over])
     order = lambda some: spearmanr([r['m'] for r in some], [r['similarity'] for r in some]).statistic
     ranks = order(rows[:k]), order([rows[0], *rows[k:k+n]])
-=======
-    alone, is not changed. One recogniser recipe, as many images in every set (but for half of the identities)."""
-    r, rows, by = lab.recipe, lab.rows(arms), {a.name: a for a in arms}
-    k, n, at = len(circle(r)), len(levels(r))-1, f'{middle(r):g}'
-    best, scalar, one = _best(arms[:k], rows[:k]), _best(arms[k:k+n], rows[k:k+n]), arms[circle(r).index(middle(r))]
-    inner = [lab.compare(a, arms[0]) for a in arms[1:k]]
-    over = lab.compare(best, scalar)
-    again = [lab.compare(by[f'{o}, {at}'], by[f'{o}, 1']) for o in ('other inquiries', 'half of the identities', 'augmented inquiries')]
-    variants = [lab.compare(by[o], one) for o in (f'real directions, {at}', f'augmented inquiries, {at}', f'point and scalar, {at}', 'm drawn per face')]
-    more, real = corrected([*inner, *again, *variants]), lab.compare(REAL, best)
-    held, says, family = peak(lab, arms[:k], [over])
->>>>>>> /tmp/tmp8cao6o54
     says += (f' Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other scalar: {words_of([over])}. '
              f'Real photos are {_points(real)} better than the best. Rank correlation of m and achieved similarity: {ranks[0]:.2f} on the sphere, '
              f'{ranks[1]:.2f} for the scalar.')
     above = True if over['lo'] > 0 else False if over['hi'] < 0 else None
     fig = curve({'sphere control': rows[:k], 'scalar control': [rows[0], *rows[k:k+n]]}, flat=rows[-2:], xlabel=_x(lab))
-<<<<<<< /tmp/tmpq0hwc8sa
-    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, *inner, over], dict(real=real, rank_correlations=ranks))
+    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, over, *inner], dict(real=real, rank_correlations=ranks))
 
 # %% ../nbs/15_studies.ipynb #4f27eae1
 def _variant_arms(r):
@@ -1019,13 +1005,11 @@ def sphere_variants(lab, arms):
     than uniform directions at that level."""
     rows, by, at = lab.rows(arms), {a.name: a for a in arms}, f'{middle(lab.recipe):g}'
     pairs = [(by[f'{o}, {at}'], by[f'{o}, 1']) for o in ('other inquiries', 'half of the identities', 'augmented inquiries')]
-    variants = [lab.compare(by[o], arms[0]) for o in (f'real directions, {at}', f'augmented inquiries, {at}', f'point and scalar, {at}', 'm drawn per face')]
+    others = f'real directions, {at}', f'augmented inquiries, {at}', f'point and scalar, {at}', 'm drawn per face'
+    variants = corrected([lab.compare(by[o], arms[0]) for o in others])
     held, says, family = better(lab, pairs)
     says += f' Variants against uniform directions at {at}: {words_of(variants)}.'
     return Finding(rows, SET | WORTH, held, says, bars(rows), family+variants)
-=======
-    return Finding(rows, SET | WORTH, jointly(held, above), says, fig, [*family, over, *more], dict(real=real))
->>>>>>> /tmp/tmp8cao6o54
 
 # %% ../nbs/15_studies.ipynb #7524ee6c
 def _taught_points(r):
