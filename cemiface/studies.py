@@ -145,8 +145,9 @@ class Lab:
         return self.kept[key]
 
     def place(self, kind, arm, *numbers):
-        "Where something of an arm is kept: readable by its name, told apart by its key"
-        return self.out/kind/'-'.join([_slug(arm.name), arm.key[:8], *map(str, numbers)])
+        "Where something of an arm is kept, whatever a study calls it: readable by control and m, told apart by its key"
+        what = f'{arm.control} {arm.m:+.2f}' if arm.kind == 'generated' and isinstance(arm.m, float) else arm.kind.replace('_', ' ')
+        return self.out/kind/'-'.join([_slug(what), arm.key[:8], *map(str, numbers)])
 
 # %% ../nbs/15_studies.ipynb #2c0fd4a9
 @patch
@@ -156,7 +157,7 @@ def encoder(self:Lab, head:str=''):
     if not head: return self.run.encoder
     if r.faces.source != 'toy':
         raise CemiFaceError('another E_id is trained on toy faces only; with a folder of photos, run the recipe once with each --recogniser')
-    return train_recogniser(self.run.train, replace(r.encoder, head=head), self.out/f'encoder-{head}', seed=r.seed, device=self.device)
+    return train_recogniser(self.run.train, replace(r.encoder, head=head), self.out/f'encoder-{head}', seed=r.seed+1, device=self.device)
 
 @patch
 def generator(self:Lab, tuned:str='', g:int=0)->CemiFacePipeline:
@@ -977,8 +978,8 @@ def sphere(lab, arms):
     alone, is not changed. One recogniser recipe, as many images in every set."""
     rows, k, n = lab.rows(arms), len(circle(lab.recipe)), len(levels(lab.recipe))-1
     best, scalar = _best(arms[:k], rows[:k]), _best(arms[k:k+n], rows[k:k+n])
-    inner, over, real = corrected([lab.compare(a, arms[0]) for a in arms[1:k]]), lab.compare(best, scalar), lab.compare(REAL, best)
-    held, says, family = peak(lab, arms[:k], [over])
+    inner, over, real = [lab.compare(a, arms[0]) for a in arms[1:k]], lab.compare(best, scalar), lab.compare(REAL, best)
+    held, says, family = peak(lab, arms[:k], [over, *inner])                # all corrected together
     order = lambda some: spearmanr([r['m'] for r in some], [r['similarity'] for r in some]).statistic
     ranks = order(rows[:k]), order([rows[0], *rows[k:k+n]])
     says += (f' Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other scalar: {words_of([over])}. '
