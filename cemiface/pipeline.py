@@ -6,10 +6,11 @@
 __all__ = ['HERE', 'JUDGE', 'CANDIDATES', 'TEST', 'FACTS', 'BINS', 'COLUMNS', 'BLUE', 'ORANGE', 'GREEN', 'GREY', 'PROMISE',
            'CAPTIONS', 'ASSETS', 'MANIFEST_LINE', 'volume_counts', 'StudyConfig', 'Recipe', 'recipes', 'load_recipe',
            'volumes_of', 'whole', 'Inputs', 'Run', 'check_recipe', 'check_files', 'part_of', 'real_subset', 'Strangers',
-           'find_strangers', 'leakage_facts', 'keep_verification', 'csv_text', 'summary', 'sets_of', 'obedience',
-           'table_rows', 'results_table', 'plot_sweep', 'plot_obedience', 'line_style', 'plot_rocs', 'plot_leakage',
-           'leakage_words', 'report_html', 'run', 'demo', 'workload', 'kept_bytes', 'memory', 'disk', 'rate_of',
-           'priced', 'miniature', 'sample_photos', 'trial', 'dry_run', 'plan_table']
+           'find_strangers', 'leakage_facts', 'leakage_beside_strangers', 'keep_verification', 'csv_text', 'summary',
+           'sets_of', 'obedience', 'table_rows', 'results_table', 'plot_sweep', 'plot_obedience', 'line_style',
+           'plot_rocs', 'plot_leakage', 'leakage_words', 'report_html', 'run', 'demo', 'Screen', 'write_screened',
+           'workload', 'kept_bytes', 'memory', 'disk', 'rate_of', 'priced', 'miniature', 'sample_photos', 'trial',
+           'dry_run', 'plan_table']
 
 # %% ../nbs/13_pipeline.ipynb #c003
 import base64
@@ -19,6 +20,7 @@ import html
 import io
 import math
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -35,20 +37,20 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cemiface.analysis import (analyse, far_threshold, file_of, impostor_distribution, impostor_similarities, leakage_report,
+from cemiface.analysis import (analyse, far_threshold, file_of, identity_centres, impostor_distribution, impostor_similarities, leakage_report, nearest,
     set_embeddings)
-from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, apply_overrides, atomic_path, fingerprint, from_dict, hardware, knob, load_toml,
-    log, read_json, text_table, to_toml, versions, write_json, write_text)
+from .core import (CemiFaceError, FORMAT_VERSION, RunFolder, apply_overrides, atomic_path, differences, fingerprint, from_dict, hardware, knob,
+    load_toml, log, read_json, text_table, to_toml, versions, write_json, write_text)
 from .cosface import HEADS, CosFaceConfig, rate_schedule, train_recogniser
-from .faces import FaceSet, FacesConfig, PairSet, face_grid, save_image
-from .formats import pair_files, read_bin, read_pairs, scan, write_pairs
-from .generation import (GenerationConfig, InquiryConfig, check_steps, draw_unconditional, generate_set, load_generator, select_inquiries, train_generator,
-    with_copies, write_inquiries)
+from .faces import FaceSet, FacesConfig, PairSet, decode_image, face_grid, save_image
+from .formats import pair_files, read_bin, read_pairs, scan, scan_manifest, write_pairs
+from .generation import (GenerationConfig, InquiryConfig, check_steps, draw_unconditional, face_file, generate_set, load_generator, open_set,
+    select_inquiries, train_generator, with_copies, write_inquiries, write_set)
 from .losses import LossConfig
 from .recognition import ARCHS, Recogniser, conventions, embed, embed_set, load_recogniser
 from .schedule import ScheduleConfig, make_scheduler
 from .toyfaces import ToyConfig, toy_faces
-from .training import GeneratorParts, may_change, TrainingConfig, m_levels, step_loss, steps_in_all
+from .training import GeneratorParts, may_change, TrainingConfig, m_levels, processes, step_loss, steps_in_all
 from .unet import ConditionConfig, UNetConfig, build_denoiser
 from .verification import gap_to_real, mirror_sum, pair_similarities, plot_roc, roc, verify
 
@@ -362,6 +364,25 @@ def leakage_facts(
     return part('generated', report['cosine']) | dict(judge=judge, threshold=strangers.threshold, far=strangers.far, pairs=strangers.pairs,
         inquiries=part('inquiries', [r['inquiry'] for r in report['identities']]) if asked else None,
         strangers={k: real[k] for k in ('faces', 'mean', 'max', 'q99', 'above')} | dict(who=strangers.who))
+
+
+# %% ../nbs/13_pipeline.ipynb #d1a0c016
+def leakage_beside_strangers(
+    faces:FaceSet, # a set, labelled or not
+    inquiries:FaceSet|None, # its image k is the inquiry of identity k
+    photos:FaceSet, # that its generator was trained on, with identities
+    judge:Recogniser, # best one that took no part in training
+    device=None, # where to compute
+)->dict: # as leakage_facts, and who: the file of the set and of the photos that are nearest to each other
+    "Leakage of any set, the strangers being the people of the photos, each against the others"
+    e, e_photos = (set_embeddings(judge, o, device=device) for o in (faces, photos))
+    y = faces.labels if faces.identities else np.arange(len(faces))
+    strangers = find_strangers(e_photos, photos.labels, device=device or 'cpu')
+    e_inquiry = identity_centres(e, y) if inquiries is None else set_embeddings(judge, inquiries, device=device)      # which the report wants
+    report = leakage_report(e, y, e_inquiry, e_photos, np.array(strangers.cosine), strangers.threshold, photos.labels, device=device or 'cpu')
+    k = int(report['cosine'].argmax())
+    return leakage_facts(report, strangers, f'{judge.config.arch} {judge.fingerprint[:8]}', inquiries is not None) | dict(
+        who=[file_of(faces, k), file_of(photos, int(report['nearest'][k]))])
 
 
 # %% ../nbs/13_pipeline.ipynb #d1a0c004
@@ -680,8 +701,8 @@ def leakage_words(
 
 PROMISE = """What this promises: how often this judge would take a face for somebody in the training photos, beside how often it takes real strangers for them.
 What it does not: that nobody is recognised, by people or by another recogniser; that nothing else can be learned about the training photos from the faces
-or from the generator; or that the set is anonymous. Wrong labels among the training photos make strangers look nearer than they are, and the largest cosine of a
-set says little, for it grows with the number of photos."""
+or from the generator; or that the set is anonymous. Wrong labels among the training photos make strangers look nearer than they are, and the largest
+cosine of a set says little, for it grows with the number of photos."""
 
 
 # %% ../nbs/13_pipeline.ipynb #c038
@@ -828,6 +849,102 @@ def demo(
     "The toy recipe with the shipped generator"
     recipe = load_recipe('toy', [f'study.seeds={seeds}', *sets])
     return run(recipe, out, Inputs(assets=None if scratch else str(ASSETS)), cpu)
+
+# %% ../nbs/13_pipeline.ipynb #d1a0c011
+class Screen:
+    "Tells how near faces come to training photos, by a judge"
+    def __init__(self,
+        judge:Recogniser, # best one that took no part in training
+        photos:FaceSet, # that the generator was trained on
+        limit:float, # largest cosine to one of them that is put up with
+        device=None, # where to compute
+    ):
+        if not -1 <= limit <= 1: raise CemiFaceError(f'--max-leakage {limit:g} is outside [-1, 1]')
+        self.judge, self.photos, self.limit, self.device, self.e = judge, photos, limit, device, None
+
+    @property
+    def settings(self): return dict(max_leakage=self.limit, judge=self.judge.fingerprint, against=self.photos.fingerprint)
+
+    def __call__(self,
+        images:np.ndarray, # uint8 (n,3,h,w)
+    )->tuple[np.ndarray, list]: # cosine to the nearest photo, to four places (n,); that photo, (n,)
+        if self.e is None: self.e = set_embeddings(self.judge, self.photos, device=self.device)
+        cos, at = nearest(embed(self.judge, images, device=self.device), self.e, device=self.device or 'cpu')
+        return cos.astype(float).round(4), [file_of(self.photos, i) for i in at.tolist()]
+
+
+# %% ../nbs/13_pipeline.ipynb #d1a0c012
+def _forget(out, beside, gone):
+    "Remove dropped identities: their lines, then their faces and inquiries"
+    for p in out.glob('manifest*.jsonl'):
+        lines = [(at, r['identity'] not in gone) for at, r in scan_manifest(p, mend=True)]
+        if all(keep for _, keep in lines): continue
+        with open(p, 'rb') as f, atomic_path(p) as tmp, open(tmp, 'wb') as to:
+            for at, keep in lines:
+                if keep: f.seek(at); to.write(f.readline())
+    for d in (out, beside):
+        for i in gone: shutil.rmtree(d/f'{i:06d}', ignore_errors=True)
+
+def _too_near(screen, out, identity, cfg):
+    "Why an identity that was drawn has to go, or None"
+    files = [face_file(out, identity, k, cfg.image_format) for k in range(cfg.per_identity)]
+    cos, photos = screen(np.stack([decode_image(f) for f in files]))
+    k = int(cos.argmax())
+    if cos[k] > screen.limit: return dict(identity=identity, what='face', file=files[k].relative_to(out).as_posix(), cosine=float(cos[k]), nearest=photos[k])
+
+def _record(out, screen):
+    "What dropped.json says: who was dropped, and how many identities were found to be safe; raises CemiFaceError where it was made in another way"
+    at = out/'dropped.json'
+    record = read_json(at) if at.exists() else dict(settings=screen.settings, identities=0, dropped=[])
+    if changed := differences(record['settings'], screen.settings):
+        raise CemiFaceError(f'{out} was screened in another way, with {", ".join(changed.values())}; choose another --out')
+    return record
+
+
+# %% ../nbs/13_pipeline.ipynb #d1a0c013
+def _inquiry_files(candidates, chosen, beside):
+    "The inquiries of a set, of which only those of chosen identities lie in files; raises CemiFaceError where others are there"
+    place = lambda i: beside/f'{i:06d}'/'000.png'
+    if any(place(i).exists() and not np.array_equal(decode_image(place(i)), candidates[i]) for i in chosen):
+        raise CemiFaceError(f'{beside} holds other inquiries; choose another --out')
+    n = chosen[-1]+1
+    return FaceSet(candidates[:n], np.arange(n), files=[f'{i:06d}/000.png' for i in range(n)], root=beside)
+
+def write_screened(
+    pipeline, # generator
+    candidates:np.ndarray, # inquiry faces, unlike each other, in the order of their use, uint8 (n,3,h,w)
+    out:str|Path, # folder of the set; the inquiries go into a folder beside it, OUT.inquiries
+    identities:int, # how many shall be there in the end
+    screen:Screen, # who is dropped
+    m:float=0., control:str='scalar', seed:int=0, cfg:GenerationConfig|None=None, # as for write_set
+)->list[dict]: # who was dropped: identity, what (`inquiry` or `face`), file, cosine, nearest
+    "A set of which nobody comes nearer to a training photo than allowed; raises CemiFaceError where the candidates run out"
+    out, cfg, ranks = Path(out), cfg or GenerationConfig(), processes(pipeline.device.type == 'cpu')
+    beside, record, safe, gone, limit = out.with_name(out.name+'.inquiries'), _record(out, screen), set(), {}, screen.limit
+    if identities > record['identities']:
+        for i, (c, photo) in enumerate(zip(*screen(candidates))):
+            if c > limit: gone[i] = dict(identity=i, what='inquiry', file=f'{i:06d}/000.png', cosine=float(c), nearest=photo)
+    while True:
+        gone |= {o['identity']: o for o in record['dropped']}
+        chosen = [i for i in range(len(candidates)) if i not in gone][:identities]
+        if len(chosen) < identities:
+            raise CemiFaceError(f'the inquiries ran out: of {len(candidates)}, {len(chosen)} stay within --max-leakage {limit:g}, and {identities} are '
+                                'asked for; bring more inquiry faces, raise --max-leakage or --threshold, or lower --identities')
+        inquiries = _inquiry_files(candidates, chosen, beside)
+        open_set(pipeline, out, m, control, seed, cfg)
+        if ranks.is_main_process:
+            _forget(out, beside, gone)
+            for i in chosen: save_image(candidates[i], beside/inquiries.files[i])
+        ranks.wait_for_everyone()
+        write_set(pipeline, inquiries, out, m, control, seed, cfg, np.bincount(chosen)*cfg.per_identity)
+        if identities <= record['identities']: return record['dropped']
+        if ranks.is_main_process:
+            found = [o for i in chosen if i not in safe and (o := _too_near(screen, out, i, cfg))]
+            dropped = sorted((o for o in (*gone.values(), *found) if o['identity'] <= chosen[-1]), key=lambda o: o['identity'])
+            write_json(out/'dropped.json', dict(settings=screen.settings, identities=0 if found else identities, dropped=dropped))
+        ranks.wait_for_everyone()
+        safe.update(chosen); record = _record(out, screen)
+
 
 # %% ../nbs/13_pipeline.ipynb #c044
 def workload(
