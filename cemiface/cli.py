@@ -72,21 +72,37 @@ def _generate(a):
     cfg = core.from_dict(generation.GenerationConfig, dict(per_identity=a.per_identity, steps=a.steps, eta=a.eta, batch=a.batch, image_format=a.image_format,
         precision=a.precision or 'no', compile=a.compile, guidance=guidance, contrast=contrast), 'the arguments')
     generation.check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
+    screen = _screen(a, pipeline, faces, recognition)
     if a.inquiries == 'synthetic': found = generation.draw_unconditional(pipe, 4*a.identities, a.seed, cfg)
     else: found = faces.FaceSet.open(a.inquiries, pipe.size).images
-    rows = generation.select_inquiries(recognition.embed(pipe.recogniser, found), a.threshold, a.identities)
+    rows = generation.select_inquiries(recognition.embed(pipe.recogniser, found), a.threshold, None if screen else a.identities)
     if len(rows) < a.identities:
         raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                             'lower --identities, raise --threshold or bring more faces')
     chosen, beside = found[rows], Path(a.out).with_name(Path(a.out).name+'.inquiries')
     core.sweep(beside.parent, deep=False)                                                   # what a killed run left
+    facts = dict(out=str(a.out), inquiries=str(beside), identities=a.identities, images=a.identities*cfg.per_identity, m=m, similarity=a.similarity,
+        control=a.control, seed=a.seed)
+    text = f'{a.out}: {facts["images"]:,} faces of {a.identities:,} identities, {a.control} control, m = {m:g}; inquiries in {beside}'
+    if screen:
+        dropped = pipeline.write_screened(pipe, chosen, a.out, a.identities, screen, m, a.control, a.seed, cfg)
+        return facts | dict(max_leakage=a.max_leakage, dropped=dropped), f'{text}; {len(dropped):,} identities dropped, see {Path(a.out)/"dropped.json"}'
     generation.inquiries_there(chosen, beside)                                              # all is checked before anything is written
     generation.open_set(pipe, a.out, m, a.control, a.seed, cfg)
     with training.processes(pipe.device.type == 'cpu').main_process_first(): inquiries = generation.write_inquiries(chosen, beside)
-    made = generation.write_set(pipe, inquiries, a.out, m, a.control, a.seed, cfg)
-    facts = dict(out=str(a.out), inquiries=str(beside), identities=len(inquiries), images=made.total, m=m, similarity=a.similarity, control=a.control,
-        seed=a.seed)
-    return facts, f'{a.out}: {made.total:,} faces of {len(inquiries):,} identities, {a.control} control, m = {m:g}; inquiries in {beside}'
+    generation.write_set(pipe, inquiries, a.out, m, a.control, a.seed, cfg)
+    return facts, text
+
+
+# %% ../nbs/17_cli.ipynb #d1a0c020
+def _screen(a, pipeline, faces, recognition):
+    "Whom the faces have to keep away from, where --max-leakage asks for it"
+    if (a.max_leakage is None) != (a.against is None) or (a.against is None) != (a.judge is None):
+        raise CemiFaceError('--max-leakage, --against (the training photos) and --judge go together; give all three or none')
+    if a.max_leakage is None: return None
+    judge = recognition.load_recogniser(a.judge)
+    return pipeline.Screen(judge, faces.FaceSet.open(a.against, max(judge.config.height, judge.config.width)), a.max_leakage, _device(a))
+
 
 # %% ../nbs/17_cli.ipynb #379c3080
 def _calibrate(a):
@@ -188,14 +204,18 @@ def _suggest_m(a):
 
 # %% ../nbs/17_cli.ipynb #c010
 def _analyse(a):
-    from cemiface import analysis, faces, recognition
+    from cemiface import analysis, faces, pipeline, recognition
     judge = recognition.load_recogniser(a.judge)
     size = max(judge.config.height, judge.config.width)
     load = lambda d: faces.FaceSet.open(d, size) if d else None
     beside = Path(a.faces).with_name(Path(a.faces).name+'.inquiries')                       # where `generate` puts them
     inquiries = a.inquiries or (beside if beside.is_dir() else None)
-    facts = analysis.analyse(load(a.faces), judge, load(inquiries), load(a.against), device=_device(a))
-    return facts, '\n'.join(f'{k}: {v}' for k, v in facts.items() if v is not None)
+    made, asked, photos = load(a.faces), load(inquiries), load(a.against)
+    known = photos is not None and photos.identities > 1
+    facts = analysis.analyse(made, judge, asked, None if known else photos, device=_device(a))
+    if known: facts['leakage'] = pipeline.leakage_beside_strangers(made, asked, photos, judge, _device(a))
+    text = '\n'.join(f'{k}: {v}' for k, v in facts.items() if v is not None and not (known and k == 'leakage'))
+    return facts, '\n'.join([text, '', *pipeline.leakage_words(facts['leakage']), pipeline.PROMISE]) if known else text
 
 def _bench(a):
     from cemiface import bench, pipeline
@@ -386,6 +406,9 @@ def _more_verbs(verbs, some):
     p.add_argument('--control', choices=['scalar', 'sphere'], default='scalar'); p.add_argument('--steps', type=int, default=20)
     p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--eta', type=float, default=0., help='0 to 1')
     p.add_argument('--threshold', type=float, default=.3, help='largest similarity of two inquiries, by E_id')
+    p.add_argument('--max-leakage', type=float, metavar='X', help='drop identities nearer than this cosine to a training photo, and draw others instead')
+    p.add_argument('--against', metavar='PHOTOS', help='for --max-leakage: the training photos: folder, .rec or tars')
+    p.add_argument('--judge', help='for --max-leakage: weights of an independent recogniser')
     p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once; 0: what fits the memory of the GPU')
     p.add_argument('--compile', action='store_true', help='compile the denoiser (GPU)'); p.add_argument('--image-format', choices=['png', 'jpg'], default='png')
     _common(p)
@@ -399,7 +422,8 @@ def _more_verbs(verbs, some):
     p = _verb(verbs, 'analyse', _analyse, 'what a set is: similarities, leakage',
               'cemiface analyse --faces set --judge judge.safetensors --against photos --json')
     p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
-    p.add_argument('--against', help='training photos, for leakage'); p.add_argument('--inquiries', help='inquiry of each identity')
+    p.add_argument('--against', help='training photos, for leakage; with identities, also how near strangers come')
+    p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
     _calibrating(verbs, some); _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
     _tools(verbs)

@@ -585,7 +585,7 @@ def write_set(
     if inquiries.files is None: raise CemiFaceError('the manifest names the inquiry faces, but these are no files; use write_inquiries')
     folder, cfg, settings = open_set(pipeline, out, m, control, seed, cfg or GenerationConfig(), spread)
     counts, ranks = Counts([cfg.per_identity]*len(inquiries) if counts is None else counts), processes(pipeline.device.type == 'cpu')
-    sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) for f in inquiries.files]
+    sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) if n else None for f, n in zip(inquiries.files, counts.counts)]
     key = fingerprint(settings, counts.counts, sources)
     if folder.done('faces', key): return counts
     with ranks.main_process_first(): have = _there(folder.path, counts, sources, cfg.image_format)
