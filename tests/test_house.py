@@ -84,7 +84,9 @@ def test_modules_import_only_earlier_ones():
     order = {re.sub(r'^\d+_', '', p.stem):int(p.stem[:2]) for p in (root/'nbs').glob('[0-9][0-9]_*.ipynb')}
     for name,n in order.items():
         f = lib/f'{name}.py'
-        used = set(re.findall(r'^\s*(?:from|import) cemiface\.(\w+)', f.read_text(encoding='utf-8'), re.M)) if f.exists() else set()
+        nodes = ast.walk(ast.parse(f.read_text(encoding='utf-8'))) if f.exists() else ()
+        ours = [o.module or '' for o in nodes if isinstance(o, ast.ImportFrom) and (o.level or o.module.startswith('cemiface.'))]
+        used = {o.removeprefix('cemiface.') for o in ours}
         assert not [o for o in used if order.get(o, -1) >= n], name
 
 def test_every_notebook_is_in_the_sidebar():
