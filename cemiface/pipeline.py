@@ -619,7 +619,7 @@ def plot_leakage(
         ax.stairs(share(h['inquiries']), BINS, color='#000000', ls=':', label='inquiries')
         ax.axvline(strangers.threshold, color=GREEN, ls='-.', lw=1, label='threshold of the judge')
         ax.set(yticks=[], xlim=(BINS[used[0]]-.02, BINS[used[-1]+1]+.02)); ax.set_ylabel(_label(r), rotation=0, ha='right', va='center', fontsize=8)
-    axes[-1].set_xlabel(f'cosine to the nearest training face ({judge}); height: share of faces')
+    axes[-1].set_xlabel(f'cosine to the nearest training face ({judge})')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8, frameon=False)
     return fig
 
@@ -632,7 +632,7 @@ def picture(self:Run, people:int=10)->tuple[Figure, list[dict]]: # and where eac
     who = np.arange(min([people, len(self.inquiries), *(f.identities for f in made.values())]))
     lines = {'inquiry': (self.inquiries, who)} | {k: (f, np.searchsorted(f.labels, who)) for k, f in made.items()}
     grid = face_grid(np.concatenate([f.images[at] for f, at in lines.values()]), ncol=len(who), scale=max(1, 72//self.recipe.faces.size))
-    fig = Figure(figsize=(grid.width/100+1.1, grid.height/100+.1), dpi=100, layout='constrained'); ax = fig.subplots()
+    fig = Figure(figsize=(grid.width/100+1.7, grid.height/100+.1), dpi=100, layout='constrained'); ax = fig.subplots()
     ax.imshow(grid, interpolation='none'); ax.spines[:].set_visible(False)
     ax.set_yticks((np.arange(len(lines))+.5)*grid.height/len(lines), lines); ax.set_xticks([]); ax.tick_params(length=0, labelsize=11)
     return fig, [dict(row=k, column=int(c), file=file_of(f, int(i))) for k, (f, at) in lines.items() for c, i in zip(who, at)]
@@ -739,7 +739,7 @@ CAPTIONS = dict(
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have to the inquiries. Bars: spread over recogniser seeds.',
     obedience='What was asked for, and what came out: mean cosine of the faces to their inquiry, by the judge. Bars: one standard deviation over faces.',
     roc='Pairs of one person accepted, over pairs of two people accepted, by the first recogniser of every set. Dots: false acceptance of 0.1% and 1%.',
-    leakage='Cosine of every generated face, and of every inquiry, to its nearest training photo, each beside real strangers.')
+    leakage='Cosine of every generated face, and of every inquiry, to its nearest training photo, each beside real strangers. Height: share of faces.')
 
 def _figure(name, pictures):
     "A picture inside the page, and where it and its data lie"
@@ -774,8 +774,9 @@ def _leakage_part(results, pictures):
     "The report on leakage"
     rows, leak = _leakage_rows(results), next((r['leakage'] for r in results['sets'] if r['leakage']), None)
     if not leak: return _figure('leakage', pictures)
-    head = ['nearest training face', 'mean', '99th percentile', 'above threshold', 'nearer than strangers', 'inquiries above', 'inquiries nearer']
-    return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{_figure("leakage", pictures)}{_table(head, rows)}<p class="soft">Nearer than strangers: the chance '
+    head = ['set', 'mean', '99th percentile', 'above', 'nearer than strangers', 'inquiries above', 'and nearer']
+    return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{_figure("leakage", pictures)}{_table(head, rows)}<p class="soft">'
+            'Cosine to the nearest training photo, and the share above the threshold. Nearer than strangers: the chance '
             'that a face is nearer to its nearest training photo than a real stranger to its own, with a 95% interval for which identities are drawn anew; '
             f'0.5 is no difference.</p><p>{PROMISE}</p>')
 

@@ -20,7 +20,7 @@ def check_results(d, folder):
         assert (r['control'] in ('scalar', 'sphere') and r['m'] is not None) if made else r['control'] is r['m'] is None
         assert {'accuracy', 'std', 'ci95', 'tar_at_far', 'seeds'} <= set(v) and v['seeds']
         assert 0 <= v['ci95'][0] <= v['accuracy'] <= v['ci95'][1] <= 1
-        assert not made or {'mean', 'std', 'judge'} <= set(r['similarity_to_inquiry']) and {'max', 'mean', 'judge'} <= set(r['leakage'])
+        assert not made or {'mean', 'std', 'judge'} <= set(r['similarity_to_inquiry']) and {'max', 'mean', 'judge', 'above', 'nearer'} <= set(r['leakage'])
         assert r['gap_to_real'] is None if r['kind']=='recogniser' else abs(r['gap_to_real']-100*(real-v['accuracy'])) < 1e-6
 
 def test_run(finished):
@@ -29,9 +29,10 @@ def test_run(finished):
     d = as_json(finished.out)
     check_results(d, finished.path)
     assert [r['name'] for r in d['sets']]==['scalar_+1.00', 'scalar_+0.00', 'sphere_+0.90', 'sphere_+0.50', 'real', 'inquiry_copies', 'E_id']
-    for o in ('report.html', 'recipe.toml', 'figures/faces.png', 'sets/sphere_+0.50/README.md'): assert (finished.path/o).stat().st_size
+    for o in ('report.html', 'recipe.toml', 'figures/faces.png', 'figures/roc.csv', 'sets/sphere_+0.50/README.md', 'analysis/sphere_+0.50.csv'):
+        assert (finished.path/o).stat().st_size
     page = (finished.path/'report.html').read_text()
-    assert page.count('<img')==3 and 'gap to real' in page and 'src="http' not in page
+    assert page.count('<img')==5 and 'gap to real' in page and 'http' not in page
 
 def test_run_of_photos(cemiface, finished, dev, tmp_path):
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[.9]),
