@@ -6,22 +6,23 @@
 __all__ = []
 
 # %% ../nbs/18_all.ipynb #c003
-from .analysis import analyse, calibration, embedding_map, leakage, plot_similarity
+from .analysis import analyse, calibration, embedding_map, frechet_distance, label_noise, leakage, leakage_report, plot_similarity, suggest
 from .bench import bench, bench_table
 from .core import CemiFaceError, seed_everything
 from .cosface import CosFaceConfig, recogniser_learner, train_recogniser
 from .explore import explore
 from .faces import FaceSet, PairSet, align_folder, decode_image, face_grid, save_image, to_float, to_uint8
-from .generation import (CemiFacePipeline, GenerationConfig, InquiryConfig, draw_unconditional, generate_set, load_generator, select_inquiries,
-    train_generator, with_copies, write_inquiries)
+from .generation import (Calibration, CemiFacePipeline, GenerationConfig, InquiryConfig, calibrate, draw_unconditional, generate_set,
+    load_generator, select_inquiries, train_generator, with_copies, write_inquiries)
 from .losses import LossConfig, similarity_matching
 from .recognition import Recogniser, build_backbone, embed, embed_set, load_recogniser, save_state
 from .schedule import ScheduleConfig, add_noise, clean_estimate, ddim, make_scheduler
+from .studies import STUDIES, Arm, Lab, run_studies, studies_table, suggest_m
 from .pipeline import ASSETS, Inputs, Recipe, demo, dry_run, load_recipe, recipes, results_table, run
 from .toyfaces import ToyConfig, render, toy_faces, toy_identities, toy_nuisance
 from .training import GeneratorParts, TrainingConfig, train_denoiser
 from .unet import Condition, ConditionConfig, Denoiser, FaceUNet, UNetConfig, build_denoiser, sphere_point
-from .verification import gap_to_real, plot_roc, roc, tar_at_far, verify, verify_templates
+from .verification import gap_to_real, paired_difference, plot_roc, roc, tar_at_far, verify, verify_templates
 
 # %% ../nbs/18_all.ipynb #c004
 __all__ = [o for o in dir() if o[0] != '_']      # what the star brings: all of the above
