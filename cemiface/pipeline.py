@@ -674,7 +674,7 @@ def figures(self:Run, results:dict)->dict[str, bytes]: # name -> PNG
     return {name: (self.out/'figures'/f'{name}.png').read_bytes() for name in drawn}
 
 
-# %% ../nbs/13_pipeline.ipynb #8937ee67
+# %% ../nbs/13_pipeline.ipynb #d1a0c00b
 def _percent(v): return f'{100*v:.1f}%'
 
 def _nearness(p, level):
