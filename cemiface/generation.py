@@ -660,10 +660,9 @@ Draws faces of a chosen cosine similarity to an inquiry face, for synthetic trai
 [CemiFace](https://arxiv.org/abs/2409.18876).
 
 ```python
->>> from cemiface.generation import load_generator
->>> pipe = load_generator(FOLDER)
->>> out = pipe(faces, m=.8, control='sphere')  # faces: float RGB (n,3,h,w) in [-1,1]
->>> out.images, out.similarity
+from cemiface import generation
+pipe = generation.load_generator(FOLDER)
+out = pipe(faces, m=.8, control='sphere')  # faces: float RGB (n,3,h,w) in [-1,1]; out.images, out.similarity
 ```"""
 _USE = """For research on face recognition with synthetic data: to draw labelled sets, to study them, to teach with them. Not for making
 pictures of a person without their consent, nor for deceiving people or recognisers.
