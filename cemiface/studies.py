@@ -1251,7 +1251,7 @@ def plot_groups(
         places = list(dict.fromkeys(map(place, own)))
         for r in own:
             k, v = sets.index(r['name']), scale*np.array([r['lo'], r['mean'], r['hi']])
-            ax.errorbar(v[1], .2*(1-k)-places.index(place(r)), xerr=np.diff(v)[:, None], fmt='os^Dv'[k%5], color=COLOURS[k%7], capsize=2, ms=4)
+            ax.errorbar(v[1], .2*(1-k)-places.index(place(r)), xerr=np.diff(v).clip(0)[:, None], fmt='os^Dv'[k%5], color=COLOURS[k%7], capsize=2, ms=4)
         for k, n in enumerate(sets): ax.plot([], [], 'os^Dv'[k%5], color=COLOURS[k%7], label=n)
         ax.set(xlabel=label, yticks=-np.arange(len(places)), yticklabels=places)
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
