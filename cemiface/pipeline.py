@@ -313,14 +313,22 @@ def real_subset(
     return faces.subset(np.sort(rows))
 
 @patch
+def real_photos(self:Run,
+    people:int, # of the first inquiries
+    k:int, # photos of each
+)->FaceSet: # people*k photos, or what there is
+    "Real photos: of the very people of the inquiries where these are toys, else of the most-photographed; raises CemiFaceError as real_subset"
+    r, t = self.recipe, self.recipe.toy
+    if r.faces.source != 'toy' or r.inquiries.source != 'faces' or self.inputs.inquiries: return real_subset(self.train, k*people)
+    rows = np.array(read_json(self.out/'inquiries.json')['rows'])[:people]
+    return toy_faces(t.candidates, k, r.faces.size, t.seed, CANDIDATES).subset((rows[:, None]*k+np.arange(k)).ravel())
+
+@patch
 def baselines(self:Run):
     "Real photos of the same number, and the inquiries alone"
-    r, t, g = self.recipe, self.recipe.toy, self.recipe.generation
+    r, g = self.recipe, self.recipe.generation
     k, own = g.per_identity+g.copies, self.inquiries.subset(range(min(len(self.inquiries), r.inquiries.identities)))
-    if r.faces.source == 'toy' and r.inquiries.source == 'faces' and not self.inputs.inquiries:
-        rows = np.array(read_json(self.out/'inquiries.json')['rows'])[:len(own)]
-        real = toy_faces(t.candidates, k, r.faces.size, t.seed, CANDIDATES).subset((rows[:, None]*k+np.arange(k)).ravel())
-    else: real = real_subset(self.train, k*len(own)) if self.train.identities else None
+    real = self.real_photos(len(own), k) if self.train.identities else None
     copies = with_copies(own, own, k-1)
     if real: self.sets['real'] = dict(name='real', kind='real', control=None, m=None, faces=real)
     self.sets['inquiry_copies'] = dict(name='inquiry_copies', kind='inquiry_copies', control=None, m=None, faces=copies)
@@ -592,6 +600,7 @@ def line_style(
         return matplotlib.colormaps['Oranges' if r['control'] == 'scalar' else 'Blues'](shade), '--' if r['control'] == 'scalar' else '-'
     return [one(r) for r in rows]
 
+# %% ../nbs/13_pipeline.ipynb #d7d93d26
 def plot_rocs(
     curves:dict[str, tuple], # name -> cosines of the pairs (n,), same (n,)
     styles:list[tuple[str, str]], # of line_style
@@ -622,7 +631,6 @@ def plot_leakage(
     axes[-1].set_xlabel(f'cosine to the nearest training face ({judge})')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8, frameon=False)
     return fig
-
 
 # %% ../nbs/13_pipeline.ipynb #c036
 @patch

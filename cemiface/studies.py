@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REAL', 'COPIES', 'TUNED', 'STUDIES', 'SET', 'WORTH', 'SCALAR_LEVELS', 'SPHERE_LEVELS', 'REACH', 'published', 'Arm',
-           'asked', 'Tuning', 'tuning_recipe', 'changed', 'Lab', 'low_quality', 'part', 'Finding', 'Study', 'study',
+           'asked', 'Tuning', 'tuning_recipe', 'changed', 'Lab', 'low_quality', 'Finding', 'Study', 'study',
            'needs_toy', 'needs_dropout', 'cells_of', 'elsewhere', 'corrected', 'words_of', 'jointly', 'no_worse',
            'better', 'peak', 'curve', 'bars', 'versus', 'untrained', 'levels', 'circle', 'middle', 'kinds',
            'similarity_groups_study', 'm_sweep', 'm_training', 'm_mixing', 'data', 'halves', 'comparison',
@@ -42,7 +42,7 @@ from .cosface import augment, train_recogniser
 from .faces import FaceSet, face_grid, to_float, to_uint8
 from .generation import (Calibration, CemiFacePipeline, Counts, achieved, calibrate, draw_batch, draw_unconditional, for_sampling, generate_set,
     select_inquiries, train_generator, with_copies, write_inquiries)
-from .pipeline import CANDIDATES, HERE, TEST, Inputs, Recipe, Run, real_subset, volume_counts
+from .pipeline import CANDIDATES, HERE, TEST, Inputs, Recipe, Run, volume_counts
 from .recognition import build_backbone, embed, embed_set, load_recogniser, unit
 from .toyfaces import toy_faces, toy_identities
 from .training import steps_in_all
@@ -163,7 +163,7 @@ def encoder(self:Lab, head:str=''):
 def generator(self:Lab, tuned:str='', g:int=0)->CemiFacePipeline:
     "Generator number g, or the same tuned"
     r, run = self.recipe, self.run
-    where = self.out/'generators'/f'{re.sub("[^a-z0-9.]+", "-", tuned.lower()).strip("-") or "seed"}-{g}'
+    where = self.out/'generators'/f'{_slug(tuned) or "seed"}-{g}'
     def make():
         if not tuned and not g: return run.generator
         t, start = TUNED.get(tuned, Tuning()), self.generator('', g) if tuned else None
@@ -232,20 +232,11 @@ def drawn(self:Lab, arm:Arm, g:int=0)->FaceSet:
     inquiries = self.inquiries(arm.inquiries, g)
     counts = volume_counts(arm.volume)[:len(self.run.inquiries)] if arm.volume else None
     if arm.inquiries == 'augmented': counts = [1]*len(inquiries)
-    if counts is not None and len(counts) < len(inquiries): inquiries = part(inquiries, len(counts))
+    if counts is not None and len(counts) < len(inquiries): inquiries = inquiries.subset(range(len(counts)))
     m, spread = list(arm.m) if isinstance(arm.m, tuple) else arm.m, self.real_spread() if arm.spread else None
     made = generate_set(pipe, inquiries, where, m, arm.control, r.seed+g, cfg, counts, spread)
     if arm.inquiries == 'augmented': made = FaceSet(made.images, made.labels//cfg.per_identity, self.run.inquiries.names)
     return made
-
-# %% ../nbs/15_studies.ipynb #dd9d03f9
-def part(
-    inquiries:FaceSet, # one face per identity
-    n:int, # how many to keep
-)->FaceSet: # the first ones, with their files
-    "The first inquiries"
-    few = inquiries.subset(range(n)); few.files, few.root = inquiries.files[:n], inquiries.root
-    return few
 
 # %% ../nbs/15_studies.ipynb #ced65a2d
 @patch
@@ -280,23 +271,23 @@ def direct(self:Lab, arm:Arm, pipe, cfg, path:Path)->FaceSet:
 @patch
 def real(self:Lab, arm:Arm)->FaceSet:
     "Real photos: as many as a generated set has, or one group of them by similarity to the centres of their identities"
-    r, t, g, run = self.recipe, self.recipe.toy, self.recipe.generation, self.run
+    g, run = self.recipe.generation, self.run
     counts = volume_counts(arm.volume)[:len(run.inquiries)] if arm.volume else np.full(len(run.inquiries), g.per_identity)
     k, n = int(counts.max())+g.copies, len(counts)
     if arm.kind == 'group':
         group, _ = self.groups()
         rows = np.flatnonzero(group == arm.group)
         return run.train.subset(rows[:max(2, min(len(rows), k*n))])
-    if r.faces.source != 'toy' or r.inquiries.source != 'faces' or run.inputs.inquiries: return real_subset(run.train, k*n)
-    rows = np.array(read_json(self.out/'inquiries.json')['rows'])[:n]
-    return toy_faces(t.candidates, k, r.faces.size, t.seed, CANDIDATES).subset((rows[:, None]*k+np.arange(k)).ravel())
+    return run.real_photos(n, k)
 
 @patch
 def groups(self:Lab):
     "Similarity group of every training photo, each identity cut alike, and the table of the groups"
-    run = self.run
-    e = set_embeddings(self.judge, run.train, self.out/'cache', self.device)
-    return self.once('groups', lambda: similarity_groups(e, run.train.labels, min(5, int(np.bincount(run.train.labels).max())), each=True))
+    def make():
+        train = self.run.train
+        e = set_embeddings(self.judge, train, self.out/'cache', self.device)
+        return similarity_groups(e, train.labels, min(5, int(np.bincount(train.labels).max())), each=True)
+    return self.once('groups', make)
 
 # %% ../nbs/15_studies.ipynb #16f655a8
 @patch
@@ -360,8 +351,7 @@ def embeddings(self:Lab, arm:Arm, g:int=0): # raw, (n,d)
 @patch
 def inquiry_embeddings(self:Lab, arm:Arm, g:int=0): # raw, (k,d)
     "The judge's embeddings of an arm's inquiries"
-    kind = 'given' if arm.inquiries == 'augmented' else arm.inquiries
-    return embed(self.judge, self.inquiries(kind, g).images, device=self.device)
+    return embed(self.judge, self.asked_of(arm, g).images, device=self.device)
 
 @patch
 def facts(self:Lab, arm:Arm, g:int=0)->dict:
