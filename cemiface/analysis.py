@@ -131,7 +131,7 @@ def random_pair_similarity(
     labels, # identity of each, (n,)
     identities:int=200, # at most so many, drawn at random
     seed:int=0, # other identities and pairs for another seed
-)->np.ndarray: # cosines, one an identity
+)->np.ndarray: # cosines, one an identity, (k,)
     "One random pair of each identity that has two faces; CemiFaceError where none has"
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(e))
@@ -328,7 +328,7 @@ def impostor_similarities(
     persons, # who they are, (n,)
     pairs:int=1_000_000, # as many at most as there are
     seed:int=0, # other pairs for another seed
-)->np.ndarray: # cosines
+)->np.ndarray: # cosines, (pairs,) or fewer
     "Cosines of random pairs of two different people, in bounded memory; CemiFaceError for a single person"
     n = np.unique(np.asarray(persons), return_counts=True)[1]
     return pair_cosines(e, *random_pairs(persons, min(pairs, int((n.sum()**2-(n**2).sum())//2)) or 1, False, seed))
@@ -353,7 +353,7 @@ def impostor_distribution(
     seed:int=0, # of the draw
     batch:int=4096, # rows of either side at a time
     device:str='cpu', # where to multiply
-)->np.ndarray: # cosines, at most `probes`
+)->np.ndarray: # cosines, (probes,) or fewer
     "How near real people come to the nearest other person among the training faces; CemiFaceError for a single person"
     probe = e_train if e_held is None else e_held
     rows = np.sort(np.random.default_rng(seed).permutation(len(probe))[:probes])

@@ -146,7 +146,9 @@ class Setting:
         self.faces = toy_faces(max(8, -(-most//8)), 8, size)
         build_denoiser(recipe.unet, recipe.condition, 2, size)
 
-    def of(self, recipe):
+    def of(self,
+        recipe, # Recipe of the same sizes
+    ):
         "The same with another recipe of the same sizes"
         other = copy.copy(self); other.recipe = recipe
         return other
@@ -191,7 +193,7 @@ def naive_loss(
     lam:float, # weight of similarity matching
     b, # batch: x0, t, m, drop; similar (which faces bear the similarity term) and their number
     eps:Tensor, # noise, (b,3,h,w)
-)->Tensor: # loss of the batch
+)->Tensor: # loss of the batch, ()
     "The loss of a training step as one would write it first: the recogniser runs three times"
     xt, k = add_noise(sch, b.x0, eps, b.t), b.similar
     out = denoiser(xt, b.t, recogniser(b.x0), b.m, b.drop)
@@ -332,7 +334,10 @@ def naive_generate_job(
                 Path(f'{d}/{k}.json').write_text(str(similarity))
     return Job(call, batches*cfg.batch, cfg.batch, 'no')
 
-def naive_write_job(s:Setting, batches:int=2)->Job:
+def naive_write_job(
+    s:Setting, # what to work on
+    batches:int=2, # of faces
+)->Job:
     "The same, saved"
     return naive_generate_job(s, batches, write=True)
 

@@ -80,7 +80,7 @@ def draw_augmentation(
     n:int, # faces in the batch
     cfg:CosFaceConfig, # recipe
     g:torch.Generator, # source of all randomness, on the CPU
-)->dict[str, Tensor]: # one row a face for every quantity
+)->dict[str, Tensor]: # (n,) or (n,...): one row a face for every quantity
     "All random quantities of a batch; as many numbers are drawn whatever the options are"
     u = lambda lo, hi, *shape: lo + (hi-lo)*torch.rand(n, *shape, generator=g)
     area = u(*cfg.crop_scale)
@@ -111,7 +111,7 @@ LUMA, HUES = torch.tensor([.299, .587, .114]), torch.tensor([5., 3., 1.])
 def recolour(
     x:Tensor, # faces, (n,3,h,w) in [-1,1]
     d:dict, # draws: brightness, contrast, saturation (1 changes nothing), gain (n,3), and possibly hue (turns)
-)->Tensor: # faces in [-1,1]
+)->Tensor: # faces, (n,3,h,w) in [-1,1]
     "Jitter the colours of every face by its own draws"
     p, luma = (x.flatten(2)+1)/2, LUMA.to(x.device, non_blocking=True)
     s, bright = d['saturation'][:, None, None], d['brightness'][:, None]
@@ -140,7 +140,7 @@ def turn_hue(
 def erase(
     x:Tensor, # faces, (n,3,h,w) in [-1,1]
     d:dict, # draws: hole and corner, as shares of (width, height); a hole of 0 erases nothing
-)->Tensor: # faces
+)->Tensor: # faces, (n,3,h,w) in [-1,1]
     "Paint a grey rectangle over every face that has one"
     lo, hi = d['corner'], d['corner']+d['hole']
     def inside(size, axis):
@@ -179,6 +179,7 @@ class MarginHead(nn.Module):
         target:Tensor, # cosine to the own class, (b,1)
         norm:Tensor, # length of the embedding before normalisation, (b,1)
     )->Tensor: # what stands in its place, (b,1)
+        "What the margin makes of it"
         raise NotImplementedError
     def forward(self,
         e:Tensor, # raw embeddings, (b,dim)
@@ -201,7 +202,7 @@ class ArcFaceHead(MarginHead):
 class AdaFaceHead(MarginHead):
     "Margin that follows the length of the embedding (Kim et al. 2022)"
     eps = 1e-3
-    def __init__(self, dim, classes, scale=64., margin=.4,
+    def __init__(self, dim, classes, scale=64., margin=.4, # as for MarginHead
         h:float=.333, # how strongly the length counts
         t_alpha:float=.01, # step of the running mean and deviation
     ):
@@ -234,7 +235,10 @@ class FaceLoader:
         self.cfg, self.seed, self.epoch, self.device, self.dataset, self.rank, self.of = cfg, seed, 0, torch.device(device), faces, rank, of
         self.classes, y = np.unique(np.asarray(faces.labels), return_inverse=True)
         self.y, self.store = torch.as_tensor(y), FaceStore(faces.images, self.device)
-    def to(self, device): return self                  # fixed at birth; fastai asks all the same
+    def to(self, device): # not heeded: fixed at birth, but fastai asks all the same
+        "Itself"
+        return self
+
     def __len__(self): return max(1, len(self.y)//self.cfg.batch)
     def __iter__(self):
         g = torch.Generator().manual_seed(stable_seed(self.seed, 'batches', self.epoch))
@@ -276,7 +280,10 @@ class Trainee(nn.Module):
 class EpochLog(Callback):
     "Seeds each epoch by its number and keeps one row an epoch: epoch, loss, lr, accuracy, faces_per_second"
     order = 40
-    def __init__(self, seed:int): self.seed, self.rows = seed, []
+    def __init__(self,
+        seed:int, # of the training
+    ): self.seed, self.rows = seed, []
+
     def before_train(self):
         rank = self.dls.train.rank
         seed_everything(stable_seed(self.seed, 'epoch', self.epoch, *([rank] if rank else [])))      # other dropout in each process
@@ -285,7 +292,8 @@ class EpochLog(Callback):
         if not self.training: return
         self.total = self.total + self.loss.detach()
         if self.iter % 20 == 0: self.check()           # not at every step: reading a number stalls an accelerator
-    def check(self):
+    def check(self)->float: # sum of the epoch's losses
+        "Raises CemiFaceError where a loss was no number"
         total = float(reduce(self.total, 'mean'))      # over the processes, which must all end together
         if math.isfinite(total): return total
         raise CemiFaceError(f'the loss of the recogniser is no longer a number in epoch {self.epoch+1}; '
@@ -295,12 +303,17 @@ class EpochLog(Callback):
         self.rows.append(dict(epoch=self.epoch+1, loss=total/len(dl), lr=float(self.opt.hypers[-1]['lr']), accuracy=None,
                               faces_per_second=round(min(len(dl)*dl.cfg.batch, len(dl.y))/seconds)))
     def before_validate(self): raise CancelValidException      # no loss on other identities: they have no class
-    def verified(self, accuracy): self.rows[-1]['accuracy'] = accuracy
+    def verified(self,
+        accuracy:float, # after the epoch, a fraction
+    ):
+        "Note it in the epoch's row"
+        self.rows[-1]['accuracy'] = accuracy
     def after_fit(self): self.recorder.losses = [float(o) for o in self.recorder.losses]
 
 class SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the loss, which stays on the device"
-    def accumulate(self, learn):
+    def accumulate(self, learn): # the Learner
+        "Take the loss of a batch"
         self.count += 1
         self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss.device), self.beta)
 
@@ -423,6 +436,7 @@ class KeepState(Callback):
     def after_epoch(self):
         if self.epoch_log.rows[-1]['epoch'] == self.epoch+1: self.save()          # and not an epoch that is skipped on resuming
     def save(self):
+        "Write the state, whole or not at all"
         with atomic_path(self.path) as p:
             torch.save(dict(format_version=FORMAT_VERSION, key=self.key, rows=self.epoch_log.rows, model=_bare(self.model).state_dict(),
                             opt=self.opt.state_dict()), p)

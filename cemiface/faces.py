@@ -54,14 +54,14 @@ def _numpy(o):
 
 def to_float(
     u8:np.ndarray|torch.Tensor, # images, (...,3,h,w), 0 to 255
-)->torch.Tensor: # float32 in [-1,1], on the same device
+)->torch.Tensor: # float32 (...,3,h,w) in [-1,1], on the same device
     "Bytes to the library's pixels"
     u8 = u8 if isinstance(u8, torch.Tensor) else torch.tensor(u8)  # a copy: memory maps are read-only
     return u8.float().div_(127.5).sub_(1)
 
 def to_uint8(
     x:torch.Tensor, # images, (...,3,h,w), in [-1,1]; what lies outside is clamped
-)->torch.Tensor: # bytes, on the same device
+)->torch.Tensor: # uint8 (...,3,h,w), on the same device
     "The library's pixels to bytes, rounded to the nearest"
     return x.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
@@ -362,8 +362,8 @@ def from_folder(cls:FaceSet,
     root:str|os.PathLike, # root/IDENTITY/*.jpg, or flat and then unlabelled
     size:int, # side in pixels
     max_bad:float=.01, # as for `open`, like the rest
-    cache:str|os.PathLike|None=None,
-    workers:int|None=None,
+    cache:str|os.PathLike|None=None, # likewise
+    workers:int|None=None, # likewise
 )->FaceSet:
     "Read a folder of images, and nothing but a folder. Raises CemiFaceError as `open` does"
     root = Path(root)
@@ -608,7 +608,7 @@ class ListedFaces:
 
     def __call__(self,
         name:str, # path of a photo
-        image:np.ndarray, # its pixels, which are not needed here
+        image:np.ndarray, # bytes, RGB, (3,h,w), which are not needed here
     )->list: # (landmarks, score) of each face
         "The faces of a photo"
         return self.faces.get(name, [])
@@ -636,7 +636,8 @@ class DetectedFaces:
         spec:str, # pkg.module:factory
     ): self.key, self.detect, self.lock = spec, import_path(spec, 'detector')(), threading.Lock()
 
-    def check(self, names): pass
+    def check(self, names): # of the photos
+        "A detector has no list that could lack some"
 
     def __call__(self,
         name:str, # path of a photo, for the error

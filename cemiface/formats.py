@@ -283,7 +283,11 @@ class RecordFile:
 
     def __len__(self): return len(self.at)
     def __getitem__(self, key)->Record: return self.read(self.at[key])
-    def image(self, at)->bytes: return bytes(self.read(at).image)
+    def image(self,
+        at:int, # byte
+    )->bytes: # encoded
+        "The image of the record that starts at a byte"
+        return bytes(self.read(at).image)
 
     def read(self,
         at:int, # byte

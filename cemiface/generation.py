@@ -59,7 +59,7 @@ def select_inquiries(
     limit:int|None=None, # stop after so many
     against:np.ndarray|None=None, # embeddings to stay away from, (k,D)
     avoid:float|None=None, # largest similarity allowed to them; `threshold` by default
-)->np.ndarray: # numbers of the chosen candidates, ascending
+)->np.ndarray: # numbers of the chosen candidates, ascending, (k,)
     "Greedy choice: keep a face that is unlike all kept before (paper, section 4.1; DCFace's rule)"
     e, kept = unit(np.asarray(e, np.float32)), []
     ok, near = np.ones(len(e), bool), np.full(len(e), -1., np.float32)
@@ -126,13 +126,19 @@ class CemiFacePipeline(DiffusionPipeline):
         self.set_progress_bar_config(disable=None)             # to tqdm: a bar on a terminal, and nowhere else
 
     @property
-    def size(self): return self.unet.config.sample_size*self.unet.patch
+    def size(self)->int:
+        "Side of the faces in pixels"
+        return self.unet.config.sample_size*self.unet.patch
 
     @property
-    def weights(self): return {f'{n}.{k}': v.float().cpu().numpy() for n in ('unet', 'condition') for k, v in getattr(self, n).state_dict().items()}
+    def weights(self)->dict:
+        "Name of a parameter -> its values"
+        return {f'{n}.{k}': v.float().cpu().numpy() for n in ('unet', 'condition') for k, v in getattr(self, n).state_dict().items()}
 
     @property
-    def weights_fingerprint(self): return fingerprint(self.weights, self.recogniser.fingerprint)
+    def weights_fingerprint(self)->str:
+        "Short hex digest of the weights and of E_id"
+        return fingerprint(self.weights, self.recogniser.fingerprint)
 
     @property
     def fingerprint(self):
@@ -326,11 +332,14 @@ class Calibration:
         self.curve = PchipInterpolator(self.m, isotonic_regression(self.mean).x)
 
     @property
-    def reach(self)->tuple[float, float]: return tuple(float(self.curve(self.m[k])) for k in (0, -1))
+    def reach(self)->tuple[float, float]:
+        "Lowest and highest similarity that comes out"
+        return tuple(float(self.curve(self.m[k])) for k in (0, -1))
 
     def expected(self,
         m:float, # within the levels
     )->float: # average cosine
+        "What comes out for an m; raises CemiFaceError outside the levels"
         if not self.m[0] <= m <= self.m[-1]: raise CemiFaceError(f'm = {m:g} is outside the calibrated [{self.m[0]:g}, {self.m[-1]:g}]')
         return float(self.curve(m))
 
@@ -392,6 +401,7 @@ def calibrate(
 # %% ../nbs/09_generation.ipynb #3210da26
 @patch(as_prop=True)
 def calibrations(self:CemiFacePipeline)->dict: # control -> Calibration
+    "Those that are kept with the generator"
     return {k: from_dict(Calibration, v, 'the calibration') for k, v in self.config.calibrations.items()}
 
 @patch
@@ -462,6 +472,7 @@ class Counts:
     def who(self,
         places, # places in the line, (k,)
     )->list[tuple[int, int]]: # (identity, index) of each
+        "Whose the faces at these places are"
         i = np.searchsorted(self.ends, places, 'right')
         return list(zip(i.tolist(), (places-self.ends[i]+self.counts[i]).tolist()))
 
@@ -469,13 +480,14 @@ class Counts:
         identity:int, # number of the identity
         index:int, # number of the face within it
     )->int|None: # its place, if it is asked for
+        "Where a face stands in the line"
         return int(self.ends[identity]-self.counts[identity]+index) if identity < len(self.counts) and index < self.counts[identity] else None
 
 def face_settings(
     pipeline:CemiFacePipeline, # generator
     m:float|list[float], control:str, seed:int, # what is asked for
     cfg:GenerationConfig, # how it is drawn
-    spread:np.ndarray|None=None, # of the directions on the sphere
+    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D)
 )->dict: # plain values
     "Everything that decides a face of a set, but for its inquiry and its numbers"
     how = {k: v for k, v in asdict(cfg).items() if k not in ('copies', 'per_identity')}
@@ -557,7 +569,7 @@ def open_set(
     control:str, # one of CONTROLS
     seed:int, # decides noise and directions
     cfg:GenerationConfig, # how the faces are drawn
-    spread:np.ndarray|None=None, # of the directions on the sphere, see draw_batch
+    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
 )->tuple[RunFolder, GenerationConfig, dict]: # the folder, the recipe with its batch, what decides a face
     "Begin or resume a set; raises CemiFaceError for values out of range or a folder that holds another set"
     out, ranks = Path(out), processes(pipeline.device.type == 'cpu')
@@ -579,7 +591,7 @@ def write_set(
     seed:int=0, # decides noise and directions
     cfg:GenerationConfig|None=None, # how the faces are drawn
     counts=None, # faces per identity, (len(inquiries),); by default cfg.per_identity of each
-    spread:np.ndarray|None=None, # of the directions on the sphere, see draw_batch
+    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
 )->Counts: # what was asked for
     "Write a labelled set, or what is missing of it; raises CemiFaceError for values out of range or a folder that holds another set"
     if inquiries.files is None: raise CemiFaceError('the manifest names the inquiry faces, but these are no files; use write_inquiries')

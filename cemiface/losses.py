@@ -15,15 +15,21 @@ from torch import Tensor
 from .core import knob
 
 # %% ../nbs/07_losses.ipynb #c006
-def squared(s:Tensor, goal:Tensor)->Tensor:
+def squared(
+    s:Tensor, goal:Tensor, # cosines, (b,)
+)->Tensor: # (b,)
     "Squared difference of cosines (our reading of Eq 11 and 12)"
     return (goal-s)**2
 
-def absolute(s:Tensor, goal:Tensor)->Tensor:
+def absolute(
+    s:Tensor, goal:Tensor, # cosines, (b,)
+)->Tensor: # (b,)
     "Absolute difference of cosines (the other reading)"
     return (goal-s).abs()
 
-def euclidean(s:Tensor, goal:Tensor)->Tensor:
+def euclidean(
+    s:Tensor, goal:Tensor, # cosines, (b,)
+)->Tensor: # (b,)
     "Squared difference of the Euclidean distances of unit vectors that have these cosines"
     return ((2-2*goal).clamp(min=0).sqrt() - (2-2*s).clamp(min=1e-6).sqrt())**2
 

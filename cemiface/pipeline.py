@@ -57,7 +57,7 @@ from .verification import gap_to_real, mirror_sum, pair_similarities, plot_roc, 
 # %% ../nbs/13_pipeline.ipynb #c006
 def volume_counts(
     volume:str, # IDENTITIESxFACES, several of them joined by +
-)->np.ndarray: # faces of each identity
+)->np.ndarray: # faces of each identity, (k,)
     "How many faces each identity has in a volume; raises CemiFaceError where it can't be read"
     parts = [re.fullmatch(r'(\d{1,8})x(\d{1,6})', o) for o in volume.replace(' ', '').split('+')]
     if not all(parts) or not all(int(o[k]) for o in parts for k in (1, 2)) or sum(int(o[1]) for o in parts) > 10**7:
@@ -97,7 +97,9 @@ class Recipe:
     study:StudyConfig = field(default_factory=StudyConfig)
 
     @property
-    def parts(self): return GeneratorParts(self.schedule, self.unet, self.condition, self.loss, self.training)
+    def parts(self)->GeneratorParts:
+        "The sections that make a generator"
+        return GeneratorParts(self.schedule, self.unet, self.condition, self.loss, self.training)
 
 # %% ../nbs/13_pipeline.ipynb #c008
 HERE = Path(__file__).parent if '__file__' in globals() else Path('../cemiface').resolve()
@@ -130,14 +132,14 @@ def load_recipe(
 # %% ../nbs/13_pipeline.ipynb #c010
 def volumes_of(
     recipe:Recipe, # with or without further volumes
-)->dict[str, np.ndarray]: # what is added to the name of a set -> faces of each identity
+)->dict[str, np.ndarray]: # what is added to the name of a set -> faces of each identity, (k,)
     "The recipe's own volume, and the further ones"
     own = np.full(recipe.inquiries.identities, recipe.generation.per_identity)
     return {'': own} | {' '+v: volume_counts(v) for v in recipe.study.volumes}
 
 def whole(
-    volumes:dict[str, np.ndarray], # nested, from volumes_of
-)->np.ndarray: # faces of each identity
+    volumes:dict[str, np.ndarray], # nested, (k,) each, from volumes_of
+)->np.ndarray: # faces of each identity, (k,)
     "The set that all volumes are parts of"
     out = np.zeros(max(map(len, volumes.values())), int)
     for c in volumes.values(): out[:len(c)] = np.maximum(out[:len(c)], c)
@@ -174,7 +176,10 @@ class Run:
         write_text(self.out/'recipe.toml', to_toml(recipe))
 
     @contextlib.contextmanager
-    def timed(self, stage, key):
+    def timed(self,
+        stage:str, # its name
+        key:str, # fingerprint of what decides its result
+    ):
         "Do a stage, and remember that and how long it took, unless it is done already: `if todo: ...`"
         if self.folder.done(stage, key): yield False; return
         start = time.perf_counter(); log(f'{stage} ...')
@@ -292,7 +297,7 @@ def make_sets(self:Run):
 
 def part_of(
     faces:FaceSet, # generated set
-    counts:np.ndarray, # faces of each of the first identities
+    counts:np.ndarray, # faces of each of the first identities, (k,)
 )->FaceSet: # its first faces of its first identities
     "A volume of a set"
     who, k = np.array([(int(Path(f).parent.name), int(Path(f).stem)) for f in faces.files]).T
@@ -807,7 +812,9 @@ def report_html(
 
 # %% ../nbs/13_pipeline.ipynb #d1a0c00f
 @patch
-def cards(self:Run, results:dict):
+def cards(self:Run,
+    results:dict, # of the run
+):
     "A README.md beside every generated set"
     for r in results['sets']:
         if r['kind'] != 'generated' or not (self.out/'sets'/r['name']).is_dir(): continue      # a further volume has no folder of its own
@@ -872,7 +879,9 @@ class Screen:
         self.judge, self.photos, self.limit, self.device, self.e = judge, photos, limit, device, None
 
     @property
-    def settings(self): return dict(max_leakage=self.limit, judge=self.judge.fingerprint, against=self.photos.fingerprint)
+    def settings(self)->dict:
+        "What decides which faces pass"
+        return dict(max_leakage=self.limit, judge=self.judge.fingerprint, against=self.photos.fingerprint)
 
     def __call__(self,
         images:np.ndarray, # uint8 (n,3,h,w)

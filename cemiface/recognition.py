@@ -54,7 +54,7 @@ def conv(
     k=3, # kernel size, one number or (h, w)
     s:int=1, # stride
     groups:int=1, # as many as channels for a depthwise convolution
-    bias:bool=False,
+    bias:bool=False, # a number for each channel out?
     pad:int|None=None, # pixels of padding; by default the size is kept at stride 1
 )->nn.Conv2d: # a convolution
     "A convolution with the padding and lack of bias that nearly all of these networks use."
@@ -78,7 +78,9 @@ class ToyBlock(nn.Module):
         self.shortcut = nn.Sequential(conv(ni, no, 1, s=2), nn.BatchNorm2d(no))
         self.act = nn.PReLU(no)
 
-    def forward(self, x): return self.act(self.body(x) + self.shortcut(x))
+    def forward(self, x:Tensor)->Tensor: # (b,ni,h,w) to (b,no,h/s,w/s)
+        "The block"
+        return self.act(self.body(x) + self.shortcut(x))
 
 def toy_cnn(
     dim:int, # embedding width
@@ -102,7 +104,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.conv, self.add = conv, add
 
-    def forward(self, x): return x + self.conv(x) if self.add else self.conv(x)
+    def forward(self, x:Tensor)->Tensor: # (b,ni,h,w) to (b,no,h/s,w/s)
+        "The block"
+        return x + self.conv(x) if self.add else self.conv(x)
 
 def bottlenecks(
     layers, # function of (channels in, expanded, out, stride) giving one block's layers
@@ -157,7 +161,9 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = conv(n, n//reduction, 1), conv(n//reduction, n, 1)
 
-    def forward(self, x): return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+    def forward(self, x:Tensor)->Tensor: # (b,n,h,w) to the same shape
+        "Every channel times its weight"
+        return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 class IRBlock(nn.Module):
     "Improved residual block: BN, conv, BN, PReLU, strided conv, BN."
@@ -175,7 +181,9 @@ class IRBlock(nn.Module):
             nn.BatchNorm2d(no))
         if se: self.res_layer.add_module('se_block', SqueezeExcite(no))
 
-    def forward(self, x): return self.shortcut_layer(x) + self.res_layer(x)
+    def forward(self, x:Tensor)->Tensor: # (b,ni,h,w) to (b,no,h/s,w/s)
+        "The block"
+        return self.shortcut_layer(x) + self.res_layer(x)
 
 # %% ../nbs/04_recognition.ipynb #c022
 def ir(
@@ -299,7 +307,7 @@ class Recogniser(ModelMixin, ConfigMixin):
 @patch
 def prepare(self:Recogniser,
     x:Tensor, # faces, (b,3,h,w), RGB in [-1,1]
-)->Tensor: # what the backbone takes
+)->Tensor: # what the backbone takes, (b,3,height,width)
     "Resize (antialiased), crop, reorder, normalise; TypeError on integer pixels."
     if not x.is_floating_point(): raise TypeError('a recogniser takes float RGB in [-1,1]; see to_float')
     size, x = (self.config.height, self.config.width), x.to(self.pixel_mean.dtype)
@@ -318,12 +326,16 @@ def forward(self:Recogniser,
 
 # %% ../nbs/04_recognition.ipynb #c034
 @patch
-def train(self:Recogniser, mode:bool=True):
+def train(self:Recogniser,
+    mode:bool=True, # not heeded
+):
     "Stays in evaluation mode, whatever is asked."
     return ModelMixin.train(self, False)
 
 @patch
-def requires_grad_(self:Recogniser, requires_grad:bool=True):
+def requires_grad_(self:Recogniser,
+    requires_grad:bool=True, # not heeded
+):
     "Stays frozen, whatever is asked."
     return ModelMixin.requires_grad_(self, False)
 
@@ -362,7 +374,7 @@ def _batches(recogniser, images, mirror, batch, device):
         yield recogniser(x.flip(-1) if mirror else x).float().cpu().numpy()
 
 def embed(
-    recogniser:Recogniser,
+    recogniser:Recogniser, # whose view of the faces
     images, # uint8 (n,3,h,w), numpy, memory map or tensor
     mirror:bool=False, # embed the mirror images instead?
     batch:int|None=None, # images at a time
@@ -373,7 +385,7 @@ def embed(
 
 # %% ../nbs/04_recognition.ipynb #c054
 def embed_set(
-    recogniser:Recogniser,
+    recogniser:Recogniser, # whose view of the faces
     faces, # FaceSet or PairSet: uint8 images and their fingerprint
     cache=None, # folder that keeps embeddings from one run to the next
     device=None, # where to compute; by default where the recogniser is

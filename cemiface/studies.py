@@ -139,19 +139,28 @@ class Lab:
         for stage in (self.run.people, self.run.recognisers, self.run.make_generator, self.run.choose_inquiries): stage()
         self.device, self.judge, self.judge_name, self.pairs = self.run.device, self.run.judge, self.run.judge_name, self.run.pairs
 
-    def once(self, key, make):
+    def once(self,
+        key, # under which it is remembered
+        make:Callable, # called once, without arguments
+    ):
         "Remember in memory what is costly to read again"
         if key not in self.kept: self.kept[key] = make()
         return self.kept[key]
 
-    def place(self, kind, arm, *numbers):
+    def place(self,
+        kind:str, # folder
+        arm:Arm, # whose it is
+        *numbers, # of the generator, of the recogniser
+    )->Path:
         "Where something of an arm is kept, whatever a study calls it: readable by control and m, told apart by its key"
         what = f'{arm.control} {arm.m:+.2f}' if arm.kind == 'generated' and isinstance(arm.m, float) else arm.kind.replace('_', ' ')
         return self.out/kind/'-'.join([_slug(what), arm.key[:8], *map(str, numbers)])
 
 # %% ../nbs/15_studies.ipynb #2c0fd4a9
 @patch
-def encoder(self:Lab, head:str=''):
+def encoder(self:Lab,
+    head:str='', # margin loss, one of HEADS, or '' for the recipe's own
+):
     "The recipe's E_id, or one trained with another margin loss; raises CemiFaceError where E_id was given"
     r = self.recipe
     if not head: return self.run.encoder
@@ -160,7 +169,10 @@ def encoder(self:Lab, head:str=''):
     return train_recogniser(self.run.train, replace(r.encoder, head=head), self.out/f'encoder-{head}', seed=r.seed+1, device=self.device)
 
 @patch
-def generator(self:Lab, tuned:str='', g:int=0)->CemiFacePipeline:
+def generator(self:Lab,
+    tuned:str='', # a key of TUNED, or '' for the recipe's own
+    g:int=0, # number of the generator
+)->CemiFacePipeline:
     "Generator number g, or the same tuned"
     r, run = self.recipe, self.run
     where = self.out/'generators'/f'{_slug(tuned) or "seed"}-{g}'
@@ -178,7 +190,7 @@ def generator(self:Lab, tuned:str='', g:int=0)->CemiFacePipeline:
 def low_quality(
     u8:np.ndarray, # faces, uint8 (n,3,h,w)
     seed:int=0, # of the noise
-)->np.ndarray: # likewise
+)->np.ndarray: # uint8 (n,3,h,w)
     "Half the resolution, and noise"
     x, size = to_float(u8), u8.shape[-1]
     small = F.interpolate(F.interpolate(x, scale_factor=.5, mode='bilinear', antialias=True), (size, size), mode='bilinear')
@@ -186,8 +198,11 @@ def low_quality(
 
 # %% ../nbs/15_studies.ipynb #697b1065
 @patch
-def candidates(self:Lab, kind:str, g:int)->np.ndarray:
-    "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
+def candidates(self:Lab,
+    kind:str, # of inquiries, as in Arm
+    g:int, # number of the generator
+)->np.ndarray: # uint8 (n,3,h,w)
+    "Faces among which inquiries are chosen"
     r, t, run = self.recipe, self.recipe.toy, self.run
     if kind == 'synthetic':
         n = max(t.candidates if r.faces.source == 'toy' else 0, 8*r.inquiries.identities)
@@ -196,7 +211,10 @@ def candidates(self:Lab, kind:str, g:int)->np.ndarray:
     return run.train.images[np.random.default_rng(r.seed+1).permutation(len(run.train))]
 
 @patch
-def inquiries(self:Lab, kind:str='given', g:int=0)->FaceSet:
+def inquiries(self:Lab,
+    kind:str='given', # of inquiries, as in Arm
+    g:int=0, # number of the generator
+)->FaceSet:
     "One face per identity; of the augmented ones, as many as faces are drawn of it"
     r, given = self.recipe, self.run.inquiries
     home = self.out/f'inquiries-{kind.replace(" ", "-")}{f"-{g}"*(kind == "synthetic")}'
@@ -222,7 +240,9 @@ def settings(self:Lab, arm:Arm):
     return changed(self.recipe, [f'generation.{o}' for o in arm.draw]).generation
 
 @patch
-def drawn(self:Lab, arm:Arm, g:int=0)->FaceSet:
+def drawn(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+)->FaceSet:
     "The faces of an arm without copies of inquiries; label i belongs to inquiry i"
     pipe, cfg, r, where = self.generator(arm.tuned, g), self.settings(arm), self.recipe, self.place('sets', arm, g)
     if arm.sampler:
@@ -245,13 +265,19 @@ def real_spread(self:Lab):
     return self.once('spread', lambda: within_covariance(self.train_embeddings(self.run.encoder), self.run.train.labels))
 
 @patch
-def train_embeddings(self:Lab, recogniser):
+def train_embeddings(self:Lab,
+    recogniser, # whose eyes
+):
     "Of the training faces, kept; raw, (n,d)"
     return embed_set(recogniser, self.run.train, self.out/'cache', self.device)[0]
 
 # %% ../nbs/15_studies.ipynb #a9284792
 @patch
-def direct(self:Lab, arm:Arm, pipe, cfg, path:Path)->FaceSet:
+def direct(self:Lab, arm:Arm,
+    pipe, # generator that draws
+    cfg, # section generation
+    path:Path, # .npy file that keeps them
+)->FaceSet:
     "Faces drawn from embeddings instead of inquiry faces"
     n, k, e = len(self.run.inquiries), cfg.per_identity, self.train_embeddings(self.run.encoder)
     if arm.inquiries == 'centres':
@@ -291,7 +317,9 @@ def groups(self:Lab):
 
 # %% ../nbs/15_studies.ipynb #16f655a8
 @patch
-def faces(self:Lab, arm:Arm, g:int=0)->FaceSet:
+def faces(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+)->FaceSet:
     "The faces of an arm, without copies of inquiries"
     def make():
         if arm.kind in ('real', 'group'): return self.real(arm)
@@ -301,13 +329,17 @@ def faces(self:Lab, arm:Arm, g:int=0)->FaceSet:
     return self.once(('faces', arm.key, g), make)
 
 @patch
-def with_own(self:Lab, arm:Arm, g:int=0)->FaceSet:
+def with_own(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+)->FaceSet:
     "What a recogniser is trained on: generated faces join copies of their inquiries"
     made = self.faces(arm, g)
     return with_copies(made, self.asked_of(arm, g), self.recipe.generation.copies) if arm.kind == 'generated' else made
 
 @patch
-def asked_of(self:Lab, arm:Arm, g:int=0)->FaceSet:
+def asked_of(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+)->FaceSet:
     "The inquiries of an arm, one per identity: of augmented ones, what they were before"
     return self.inquiries('given' if arm.inquiries == 'augmented' else arm.inquiries, g).subset(range(self.faces(arm, g).identities))
 
@@ -319,14 +351,22 @@ def taught(self:Lab, arm:Arm)->int:
 
 # %% ../nbs/15_studies.ipynb #878f1d11
 @patch
-def learner(self:Lab, arm:Arm, g:int=0, s:int=0, watch:bool=False):
+def learner(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+    s:int=0, # number of the recogniser
+    watch:bool=False, # verify after every epoch?
+):
     "Section recogniser of an arm, and the folder of recogniser s of set g"
     cfg = changed(self.recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
     return cfg, self.place('recognisers', arm, fingerprint(cfg)[:6], g, s, *(['watched'] if watch else []))
 
 @patch
-def similarities(self:Lab, arm:Arm, g:int=0, s:int=0, watch:bool=False)->np.ndarray:
-    "Cosines of the verification pairs by recogniser s of set g, (n,); its folder keeps the history, with accuracies where it was watched"
+def similarities(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+    s:int=0, # number of the recogniser
+    watch:bool=False, # verify after every epoch?
+)->np.ndarray: # (n,)
+    "Cosines of the verification pairs by recogniser s of set g; its folder keeps the history, with accuracies where it was watched"
     cfg, home = self.learner(arm, g, s, watch)
     with self.run.timed(f'recogniser {home.name}', 'once') as todo:
         if todo:
@@ -337,7 +377,10 @@ def similarities(self:Lab, arm:Arm, g:int=0, s:int=0, watch:bool=False)->np.ndar
     return np.load(home/'similarities.npy')
 
 @patch
-def history(self:Lab, arm:Arm, s:int=0, watch:bool=False)->list[dict]:
+def history(self:Lab, arm:Arm,
+    s:int=0, # number of the recogniser
+    watch:bool=False, # verify after every epoch?
+)->list[dict]:
     "One row an epoch of a recogniser of the first generator: loss, and accuracy where it was watched"
     self.similarities(arm, 0, s, watch)
     return read_json(self.learner(arm, 0, s, watch)[1]/'training.json')['epochs']
@@ -354,7 +397,9 @@ def inquiry_embeddings(self:Lab, arm:Arm, g:int=0): # raw, (k,d)
     return embed(self.judge, self.asked_of(arm, g).images, device=self.device)
 
 @patch
-def facts(self:Lab, arm:Arm, g:int=0)->dict:
+def facts(self:Lab, arm:Arm,
+    g:int=0, # number of the generator
+)->dict:
     "What a set is, by the judge"
     made, faces = arm.kind == 'generated', self.faces(arm, g)
     name = self.place('analysis', arm, g).name; path = self.out/'analysis'/f'{name}.json'      # names hold points: no suffix is cut off
@@ -396,7 +441,9 @@ def row(self:Lab, arm:Arm)->dict:
     return out
 
 @patch
-def rows(self:Lab, arms:list[Arm])->list[dict]:
+def rows(self:Lab,
+    arms:list[Arm], # of a study
+)->list[dict]:
     "The lines of a table"
     return [self.row(a) for a in arms]
 
@@ -1017,7 +1064,11 @@ def sphere_training(lab, arms):
 
 # %% ../nbs/15_studies.ipynb #20f6a6ea
 @patch
-def fitted(self:Lab, control:str, g:int=0, k:int=2)->Calibration:
+def fitted(self:Lab,
+    control:str, # one of CONTROLS
+    g:int=0, # number of the generator
+    k:int=2, # faces of each inquiry
+)->Calibration:
     "A control of generator g, calibrated on the first half of the inquiries, k faces each"
     def make():
         where, pipe, n = self.out/'calibrations'/f'{control}-{g}.json', self.generator('', g), len(self.run.inquiries)
@@ -1029,7 +1080,11 @@ def fitted(self:Lab, control:str, g:int=0, k:int=2)->Calibration:
     return self.once(('calibration', control, g), make)
 
 @patch
-def asked_again(self:Lab, c:Calibration, control:str, goals, g:int=0)->list[float]:
+def asked_again(self:Lab, c:Calibration,
+    control:str, # one of CONTROLS
+    goals, # similarities asked for, in [-1,1]
+    g:int=0, # number of the generator
+)->list[float]:
     "What is achieved, on the other half of the inquiries, when these similarities are asked for"
     cfg, images = self.recipe.generation, self.run.inquiries.images[len(self.run.inquiries)//2:]
     fast, own = for_sampling(self.generator('', g), cfg), replace(cfg, per_identity=c.per_face, contrast=c.contrast, guidance=c.guidance)

@@ -58,17 +58,20 @@ def toy_nuisance(
 def _lerp(u, lo, hi): return lo + (hi-lo)*(u+1)/2      # [-1,1] -> [lo,hi]
 
 def ellipse(
-    x:Tensor, y:Tensor, # coordinates relative to the centre
-    w:Tensor|float, h:Tensor|float, # half axes
-)->Tensor: # signed distance (approximate away from the edge)
+    x:Tensor, y:Tensor, # coordinates relative to the centre, (b,s,s)
+    w:Tensor|float, h:Tensor|float, # half axes, (b,1,1)
+)->Tensor: # signed distance, (b,s,s) (approximate away from the edge)
     "Distance to an ellipse"
     w, h = torch.as_tensor(w), torch.as_tensor(h)
     return (((x/w)**2 + (y/h)**2 + 1e-6).sqrt() - 1)*torch.minimum(w, h)
 
-def box(x:Tensor, y:Tensor, w:Tensor|float, h:Tensor|float)->Tensor:
-    "Signed distance to an upright box with half sides `w` and `h`"
+def box(
+    x:Tensor, y:Tensor, w:Tensor|float, h:Tensor|float, # as for ellipse; half sides
+)->Tensor: # signed distance, (b,s,s)
+    "Distance to an upright box"
     return torch.maximum(x.abs()-w, y.abs()-h)
 
+# %% ../nbs/03_toyfaces.ipynb #7bb7f332
 class Canvas:
     "A batch of pictures being painted, `image:(b,3,s,s)` in [0,1]"
     def __init__(self,
@@ -83,15 +86,26 @@ class Canvas:
         self.sharp = .88*size
         self.image = torch.zeros(len(identity), 3, size, size)
 
-    def cover(self, d): return torch.sigmoid(-d*self.sharp)
+    def cover(self,
+        d:Tensor, # signed distance, (b,s,s)
+    )->Tensor: # share of each pixel that lies inside, (b,s,s) in [0,1]
+        "A distance as a soft mask"
+        return torch.sigmoid(-d*self.sharp)
 
-    def paint(self, alpha, colour):
-        "Put `colour` ((b,3) or (b,3,s,s)) over the picture where `alpha` (b,s,s) says so"
+    def paint(self,
+        alpha:Tensor, # opacity, (b,s,s) in [0,1]
+        colour:Tensor, # (b,3) or (b,3,s,s)
+    ):
+        "Put a colour over the picture"
         if colour.ndim==2: colour = colour[..., None, None]
         self.image = torch.lerp(self.image, colour.expand_as(self.image), alpha.expand(len(self.image), -1, -1)[:, None])
 
-    def rgb(self, numbers, name, mid, spread):
-        "The three numbers `name_r`, `name_g`, `name_b` as colours (b,3) of `mid` +- `spread`"
+    def rgb(self,
+        numbers, # the parameters of a face by name
+        name:str, # of three of them, with _r, _g and _b behind it
+        mid, spread, # mean of the colour, and how far from it they lead
+    )->Tensor: # colours, (b,3)
+        "Three parameters as colours"
         return mid + spread*torch.cat([numbers[f'{name}_{c}'] for c in 'rgb'], 1)[..., 0]
 
 # %% ../nbs/03_toyfaces.ipynb #c013

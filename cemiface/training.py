@@ -68,7 +68,7 @@ class GeneratorParts:
 # %% ../nbs/08_training.ipynb #c008
 def m_levels(
     cfg:TrainingConfig, # m_low, m_high, m_step
-)->Tensor: # levels, ascending; empty for continuous m
+)->Tensor: # levels, ascending, (k,); empty for continuous m
     "The grid from which `m` is drawn: 101 levels for [-1,1] in steps of 0.02; CemiFaceError for an empty range"
     if cfg.m_low > cfg.m_high: raise CemiFaceError(f'training.m_low = {cfg.m_low:g} is above training.m_high = {cfg.m_high:g}')
     if not cfg.m_step: return torch.empty(0)
@@ -100,7 +100,7 @@ def draw_noise(
     step:int, # number of the step
     device='cpu', # where it is drawn; another kind of device draws other numbers
     what:str='noise', # or 'direction'
-)->Tensor: # standard normal
+)->Tensor: # standard normal, of that shape
     "The noise of a step, for the faces of all processes"
     return torch.randn(shape, device=device, generator=_rng(seed, what, step, device=device))
 
@@ -254,12 +254,18 @@ class TrainingLog:
         if self.main:
             with atomic_path(path) as tmp: tmp.write_text(''.join(l+'\n' for l in lines))
 
-    def settle(self)->tuple: # sums and number of steps not written yet, the same in all processes
+    def settle(self)->tuple: # sums and number of steps not written yet
+        "Make them the same in all processes"
         if self.acc and self.sums: self.sums = dict(zip(self.sums, self.acc.reduce(torch.stack([*self.sums.values()]), 'mean')))
         return self.sums, self.n
 
-    def add(self, step, facts, last=False, **more):
-        "Take a step's facts (tensors stay on the device until a line is due); returns the line when one is"
+    def add(self,
+        step:int, # how many are done
+        facts:dict, # name -> tensor (), which stays on its device until a line is due
+        last:bool=False, # write a line in any case?
+        **more, # plain values for the line
+    )->dict|None: # the line where one was due
+        "Take the facts of a step"
         self.sums, self.n = {k: self.sums.get(k, 0)+v for k, v in facts.items()}, self.n+1
         if step%self.every and not last: return None
         row = dict(step=step, **{k: round(float(v)/self.n, 5) for k, v in self.settle()[0].items()}, **more)
@@ -301,10 +307,10 @@ class NonFinite:
 
     def watch(self,
         opt, # fused optimiser, about to step
-        norm:Tensor, # of the gradient, over all processes
-        loss:Tensor, # of the step
+        norm:Tensor, # of the gradient, over all processes, ()
+        loss:Tensor, # of the step, ()
         step:int, # its number
-    )->Tensor: # 1. for a bad step, 0. for a good one
+    )->Tensor: # () 1. for a bad step, 0. for a good one
         "Tell the optimiser whether to leave out this step"
         fp16 = self.acc.scaler is not None
         bad = (~torch.isfinite(loss.detach() if fp16 else norm)).float()
@@ -357,7 +363,7 @@ def backward(
     r:SimpleNamespace, # acc (Accelerator) and net
     loss_of:Callable, # (b, eps, u) -> loss and facts
     *slices, # b, eps and u, each a list with as many items as there are slices
-)->tuple[Tensor, dict]: # loss and facts of the batch; its gradients are left in the weights
+)->tuple[Tensor, dict]: # loss () and facts of the batch; its gradients are left in the weights
     "The gradients of a batch: those of its slices side by side, and their mean in a fixed order"
     def forward(*o):
         with r.acc.autocast(): return loss_of(*o)

@@ -51,6 +51,7 @@ class Condition(ModelMixin, ConfigMixin):
         m:Tensor, # similarities asked for, (b,) in [-1,1]
         drop:Tensor|None=None, # bool (b,): where the null takes the condition's place
     )->Tensor: # tokens, (b,N,C)
+        "Whom the denoiser hears of; raises CemiFaceError for embeddings of another width"
         if e.shape[-1] != self.config.dim:
             raise CemiFaceError(f'the condition was built for embeddings of width {self.config.dim}, got {e.shape[-1]}; '
                                 'use the recogniser it was trained with')
@@ -85,7 +86,7 @@ def steer(
 
 def condition_on(
     e:Tensor, m:Tensor, control:str, u:Tensor|None=None, # as for steer
-)->tuple[Tensor, Tensor]: # likewise
+)->tuple[Tensor, Tensor]: # as steer gives them
     "Apply a control; raises CemiFaceError for an unknown control or an m outside [-1,1]"
     if control not in CONTROLS: raise CemiFaceError(f'control = {control!r} is not known; use one of {", ".join(CONTROLS)}')
     if not ((m >= -1) & (m <= 1)).all(): raise CemiFaceError(f'm = {m[(m < -1) | (m > 1) | m.isnan()][0]:g} is outside [-1, 1]')
@@ -105,13 +106,16 @@ class UNetConfig:
 class FaceUNet(UNet2DConditionModel):
     "A diffusers UNet that folds pixels into channels and unfolds its output"
     @property
-    def patch(self): return math.isqrt(self.config.in_channels//3)
+    def patch(self)->int:
+        "Side of the squares that become channels, in pixels"
+        return math.isqrt(self.config.in_channels//3)
 
     def forward(self,
         xt:Tensor, # noisy faces, (b,3,h,w)
         t:Tensor, # noise levels, (b,) or a single one
         tokens:Tensor, # condition, (b,N,C)
     )->Tensor: # prediction, (b,3,h,w)
+        "What the schedule's prediction type calls for: eps, v or x0"
         vector = tokens.flatten(1) if self.config.class_embed_type else None
         out = super().forward(F.pixel_unshuffle(xt, self.patch), t, tokens, class_labels=vector, return_dict=False)[0]
         return F.pixel_shuffle(out, self.patch)
@@ -163,6 +167,7 @@ class Denoiser(nn.Module):
         m:Tensor, # similarities asked for, (b,)
         drop:Tensor|None=None, # where the condition is dropped, bool (b,)
     )->Tensor: # prediction, (b,3,h,w)
+        "The prediction under a condition"
         return self.unet(xt, t, self.condition(e, m, drop))
 
 def build_denoiser(

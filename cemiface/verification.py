@@ -116,7 +116,7 @@ def bootstrap_interval(
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
     n:int=1000, # resamplings
-    seed:int=0,
+    seed:int=0, # of them
     level:float=.95, # coverage
 )->tuple: # (lo, hi)
     "Percentile interval of the mean when people, not pairs, are drawn anew: a pair weighs as much as both its people."
@@ -131,7 +131,7 @@ def paired_difference(
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
     n:int=1000, # resamplings
-    seed:int=0,
+    seed:int=0, # of them
     level:float=.95, # coverage
 )->dict: # difference, lo, hi (fractions; positive where a is better), p (None below six replicates), replicates
     "How much better a set is than another one on the same pairs, when generators, recognisers and people are drawn anew"

@@ -112,3 +112,35 @@ def test_links_of_a_page_lead_somewhere(page):
     text = re.sub(r'```.*?```', '', (root/page).read_text(encoding='utf-8'), flags=re.S)
     links = [o.split('#')[0] for o in re.findall(r'\]\((?!\w+:|#)([^)\s]+)', text)]
     assert not [o for o in links if not ((root/page).parent/o).exists()]
+
+def _signature(fn, lines, ours):
+    "Parameters and the return that no comment explains, and arrays without a shape"
+    note = lambda node: lines[node.end_lineno-1].partition('#')[2]
+    array = lambda node: node is not None and re.search(r'\b(Tensor|ndarray)\b', ast.unparse(node))
+    shaped = lambda words: re.search(r'\(|\bas \w+|\bsame shape|\bthat shape', words)
+    a = fn.args
+    for o in [*a.posonlyargs, *a.args, *a.kwonlyargs]:
+        if o.arg in ('self', 'cls') or (o.annotation is not None and ast.unparse(o.annotation) in ours): continue      # a class that says itself what it is
+        if not note(o): yield f'{fn.name}: parameter {o.arg} has no comment'
+        elif array(o.annotation) and not shaped(note(o)): yield f'{fn.name}: parameter {o.arg} has no shape'
+    if array(fn.returns) and not shaped(note(fn.returns)): yield f'{fn.name}: what it returns has no shape'
+
+@pytest.mark.parametrize('module', sorted(Path('cemiface').glob('[a-z]*.py')), ids=lambda o: o.stem)
+def test_every_public_symbol_is_documented(module):
+    "Functions, classes and methods have a docstring, parameters a comment, arrays a shape"
+    text = module.read_text(); tree, lines = ast.parse(text), text.splitlines()
+    ours = {'Lab', 'Arm', 'Run', 'Recogniser', 'FaceSet', 'PairSet', 'Templates', 'Calibration'}
+    known = {f'{c.name}.{m.name}' for c in tree.body if isinstance(c, ast.ClassDef) for m in c.body if isinstance(m, ast.FunctionDef)}
+    wrong = []
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+        if not ast.get_docstring(node): wrong.append(f'{node.name} has no docstring')
+        if isinstance(node, ast.FunctionDef):
+            if not any(getattr(getattr(d, 'func', None), 'id', '') == 'study' for d in node.decorator_list): wrong += _signature(node, lines, ours)
+            continue
+        for m in node.body:
+            if not isinstance(m, ast.FunctionDef) or (m.name.startswith('_') and m.name != '__init__') or re.match('before_|after_', m.name): continue
+            if any(f'{ast.unparse(b)}.{m.name}' in known for b in node.bases): continue                # as the base class says
+            if m.name not in ('__init__', 'forward') and not ast.get_docstring(m): wrong.append(f'{node.name}.{m.name} has no docstring')
+            wrong += _signature(m, lines, ours)
+    assert not wrong, '\n'.join(wrong)
