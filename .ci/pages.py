@@ -4,6 +4,14 @@ import shutil
 import sys
 from pathlib import Path
 
+WHERE = """```
+photos ──> faces ──> embeddings ──> generator ──> labelled set ──> recogniser ──> figures
+═════════════════════════════════════════════════════════════════════════════════════════
+```
+
+*Where this stands:* the result of one of the studies that [studies](../15_studies.ipynb) defines and `cemiface study` runs.
+"""
+
 def page(text):
     "A notebook that holds nothing but the text"
     cell = dict(cell_type='markdown', id='page', metadata={}, source=text.strip().splitlines(keepends=True))
@@ -17,7 +25,8 @@ def main(lab):
     for home in sorted(Path(lab, 'studies').iterdir()):
         if (home/'figure.png').exists(): shutil.copy(home/'figure.png', images/f'{home.name}.png')
         text = (home/'README.md').read_text().replace('(figure.png)', f'(../images/studies/{home.name}.png)')
-        (pages/f'{home.name}.ipynb').write_text(page(text))
+        title, claim, rest = text.split('\n\n', 2)
+        (pages/f'{home.name}.ipynb').write_text(page('\n\n'.join([title, claim, WHERE, rest])))
         print(home.name)
 
 if __name__ == '__main__': main(sys.argv[1])

@@ -1,6 +1,7 @@
 "What no notebook can hold: the package as it is built and installed, and the links of the pages outside `nbs/`"
 import ast
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -144,3 +145,16 @@ def test_every_public_symbol_is_documented(module):
             if m.name not in ('__init__', 'forward') and not ast.get_docstring(m): wrong.append(f'{node.name}.{m.name} has no docstring')
             wrong += _signature(m, lines, ours)
     assert not wrong, '\n'.join(wrong)
+
+def test_every_notebook_says_where_it_stands():
+    "The same small diagram heads the second cell: where in the flow, after and before which notebook"
+    flow = 'photos ──> faces ──> embeddings ──> generator ──> labelled set ──> recogniser ──> figures'
+    books = sorted((root/'nbs').glob('[0-9]*.ipynb'))
+    names = [o.stem.replace('_', ' ') for o in books]
+    for book in [*books, *(root/'nbs').glob('tutorials/*.ipynb'), *(root/'nbs').glob('guide/*.ipynb')]:
+        lines = ''.join(json.loads(book.read_text())['cells'][1]['source']).split('\n')
+        assert lines[:2] == ['```', flow] and lines[2].strip() and not lines[2].strip('═ '), book.name
+        if book not in books: assert lines[3] == '```', book.name; continue
+        i = books.index(book)
+        around = [*([f'after {names[i-1]}'] if i else []), *([f'before {names[i+1]}'] if i+1 < len(names) else [])]
+        assert lines[3] == f'{names[i]}: {", ".join(around)}', (book.name, lines[3])
