@@ -45,7 +45,7 @@ from .cosface import HEADS, CosFaceConfig, rate_schedule, train_recogniser
 from .faces import FaceSet, FacesConfig, PairSet, decode_image, face_grid, save_image
 from .formats import pair_files, read_bin, read_pairs, scan, scan_manifest, write_pairs
 from .generation import (GenerationConfig, InquiryConfig, check_steps, draw_unconditional, face_file, generate_set, load_generator, open_set,
-    select_inquiries, train_generator, with_copies, write_inquiries, write_set)
+    save_index, select_inquiries, train_generator, with_copies, write_inquiries, write_set)
 from .losses import LossConfig
 from .recognition import ARCHS, Recogniser, conventions, embed, embed_set, load_recogniser
 from .schedule import ScheduleConfig, make_scheduler
@@ -815,9 +815,13 @@ def report_html(
 def cards(self:Run,
     results:dict, # of the run
 ):
-    "A README.md beside every generated set"
-    for r in results['sets']:
-        if r['kind'] != 'generated' or not (self.out/'sets'/r['name']).is_dir(): continue      # a further volume has no folder of its own
+    "A README.md beside every generated set, and on the card of a generator that was trained here how near its sets come to the training photos"
+    made = [r for r in results['sets'] if r['kind'] == 'generated' and (self.out/'sets'/r['name']).is_dir()]      # a further volume has no folder of its own
+    if made and not self.inputs.assets:
+        name, leak = max(((r['name'], r['leakage']) for r in made), key=lambda o: o[1]['max'])
+        self.generator.note(leakage={'set': name} | {k: leak[k] for k in ('mean', 'max', 'judge')})
+        save_index(self.generator, self.out/'generator')
+    for r in made:
         s = r['similarity_to_inquiry']
         origin = 'drawn by the generator itself' if self.recipe.inquiries.source == 'synthetic' else 'given faces: each identity resembles one of them'
         words = '\n\n'.join([*leakage_words(r['leakage']), PROMISE])

@@ -31,6 +31,7 @@ def test_run(finished):
     assert [r['name'] for r in d['sets']]==['scalar_+1.00', 'scalar_+0.00', 'sphere_+0.90', 'sphere_+0.50', 'real', 'inquiry_copies', 'E_id']
     for o in ('report.html', 'recipe.toml', 'figures/faces.png', 'figures/roc.csv', 'sets/sphere_+0.50/README.md', 'analysis/sphere_+0.50.csv'):
         assert (finished.path/o).stat().st_size
+    assert 'cosine to the nearest training face' in (finished.path/'generator'/'README.md').read_text()
     page = (finished.path/'report.html').read_text()
     assert page.count('<img')==5 and 'gap to real' in page and 'http' not in page
 
