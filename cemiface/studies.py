@@ -10,9 +10,10 @@ __all__ = ['REAL', 'COPIES', 'TUNED', 'STUDIES', 'SET', 'WORTH', 'SCALAR_LEVELS'
            'similarity_groups_study', 'm_sweep', 'm_training', 'm_mixing', 'data', 'halves', 'comparison',
            'similarity_statistics', 'strip', 'grid', 'plot_maps', 'map_study', 'fid', 'lambda_study', 'distance',
            'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere',
-           'sphere_variants', 'sphere_training', 'calibration_study', 'reach', 'lessons', 'why', 'leakage_study',
-           'identity_consistency', 'steps', 'plot_groups', 'evenness', 'fairness', 'chosen', 'plan', 'plan_words',
-           'quick_rates', 'verdict', 'markdown_of', 'write_finding', 'run_studies', 'studies_table', 'suggest_m']
+           'sphere_variants', 'sphere_training', 'another_photo', 'calibration_study', 'reach', 'lessons', 'why',
+           'leakage_study', 'identity_consistency', 'steps', 'plot_groups', 'evenness', 'fairness', 'chosen', 'plan',
+           'plan_words', 'quick_rates', 'verdict', 'markdown_of', 'write_finding', 'run_studies', 'studies_table',
+           'suggest_m']
 
 # %% ../nbs/15_studies.ipynb #8bc873bc
 import copy
@@ -100,7 +101,7 @@ class Tuning:
 TUNED = {'nothing changed': Tuning(), 'm = 0': Tuning(('training.m_low=0', 'training.m_high=0')), '[0, 1], step .02': Tuning(('training.m_low=0',)),
     '[-1, 1], step .04': Tuning(('training.m_step=0.04',)), '[-1, 1], step .06': Tuning(('training.m_step=0.06',)),
     'continuous m': Tuning(('training.m_step=0',)), 'sphere': Tuning(('training.control="sphere"', 'training.m_low=0.3')),
-    'half of the faces': Tuning(half=True), 'Euclidean': Tuning(('loss.distance="euclidean"',)),
+    'another photo': Tuning(('training.inquiry="another"',)), 'half of the faces': Tuning(half=True), 'Euclidean': Tuning(('loss.distance="euclidean"',)),
     'AdaFace': Tuning(head='adaface'), 'CosFace': Tuning(head='cosface'), 'no similarity loss': Tuning(('loss.lam=0',))}
 TUNED |= {f'lambda {v}': Tuning((f'loss.lam=0{v}',)) for v in ('.01', '.05', '.1', '.5')}
 
@@ -142,9 +143,13 @@ class Lab:
     def once(self,
         key, # under which it is remembered
         make:Callable, # called once, without arguments
+        most:int|None=None, # keep so many of this kind, the first part of the key; by default all
     ):
         "Remember in memory what is costly to read again"
-        if key not in self.kept: self.kept[key] = make()
+        if key not in self.kept:
+            if most:
+                for k in [k for k in self.kept if k[0] == key[0]][:1-most or None]: del self.kept[k]
+            self.kept[key] = make()
         return self.kept[key]
 
     def place(self,
@@ -326,7 +331,7 @@ def faces(self:Lab, arm:Arm,
         n = self.recipe.generation.per_identity+self.recipe.generation.copies
         if arm.kind == 'inquiry_copies': return with_copies(self.run.inquiries, self.run.inquiries, n-1)
         with self.run.timed(f'set {self.place("", arm, g).name}', 'once'): return self.drawn(arm, g)
-    return self.once(('faces', arm.key, g), make)
+    return self.once(('faces', arm.key, g), make, 4)                   # a set of a million faces has no room beside many others
 
 @patch
 def with_own(self:Lab, arm:Arm,
@@ -346,8 +351,8 @@ def asked_of(self:Lab, arm:Arm,
 @patch
 def taught(self:Lab, arm:Arm)->int:
     "How many images a recogniser of an arm learns from"
-    faces = self.faces(arm)
-    return len(faces)+(self.recipe.generation.copies*faces.identities if arm.kind == 'generated' else 0)
+    f = self.facts(arm)
+    return f['images']+(self.recipe.generation.copies*f['identities'] if arm.kind == 'generated' else 0)
 
 # %% ../nbs/15_studies.ipynb #878f1d11
 @patch
@@ -401,15 +406,17 @@ def facts(self:Lab, arm:Arm,
     g:int=0, # number of the generator
 )->dict:
     "What a set is, by the judge"
-    made, faces = arm.kind == 'generated', self.faces(arm, g)
-    name = self.place('analysis', arm, g).name; path = self.out/'analysis'/f'{name}.json'      # names hold points: no suffix is cut off
-    with self.run.timed(f'analysis {name}', faces.fingerprint) as todo:
-        if todo:
-            f = analyse(faces, self.judge, self.asked_of(arm, g) if made else None, None, self.out/'cache', self.device, self.judge_name)
-            if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
-                f['label_noise'] = label_noise(label_margins(self.embeddings(arm, g), faces.labels))
-            write_json(path, f)
-    return read_json(path)
+    def make():
+        made, faces = arm.kind == 'generated', self.faces(arm, g)
+        name = self.place('analysis', arm, g).name; path = self.out/'analysis'/f'{name}.json'      # names hold points: no suffix is cut off
+        with self.run.timed(f'analysis {name}', faces.fingerprint) as todo:
+            if todo:
+                f = analyse(faces, self.judge, self.asked_of(arm, g) if made else None, None, self.out/'cache', self.device, self.judge_name)
+                if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
+                    f['label_noise'] = label_noise(label_margins(self.embeddings(arm, g), faces.labels))
+                write_json(path, f)
+        return read_json(path)
+    return self.once(('facts', arm.key, g), make)
 
 # %% ../nbs/15_studies.ipynb #cad31304
 @patch
@@ -432,7 +439,7 @@ def row(self:Lab, arm:Arm)->dict:
         found = [v for f in facts if (v := (f.get(k) or {}).get(j) if j else f.get(k)) is not None]
         return float(np.mean(found)) if found else None
     out = dict(name=arm.name, kind=arm.kind, control=arm.control if made else None, m=arm.m if made else None,
-        images=facts[0]['images'], identities=facts[0]['identities'],
+        images=self.taught(arm) if arm.train else facts[0]['images'], identities=facts[0]['identities'],
         similarity=mean('similarity_to_inquiry', 'mean'), similarity_std=mean('similarity_to_inquiry', 'std'),
         within=mean('within_identity', 'mean'), between=mean('between_identity', 'mean'), rank1=mean('rank1'), label_noise=mean('label_noise'))
     if arm.train:
@@ -1062,6 +1069,37 @@ def sphere_training(lab, arms):
     held, says, family = better(lab, list(zip(arms[::2], arms[1::2])))
     return Finding(rows, SET | WORTH, held, says, curve({'trained with points': rows[::2], 'sampled only': rows[1::2]}, xlabel=_x(lab)), family)
 
+# %% ../nbs/15_studies.ipynb #94d44d50
+def _varied(lab, arms, rows):
+    "Add to the rows how much the faces of an identity vary in what E_id should be blind to"
+    toys, real = lab.recipe.faces.source == 'toy', lab.faces(REAL)
+    probe = nuisance_probe(size=lab.recipe.faces.size) if toys else None
+    for a, r in zip(arms, rows):
+        f = lab.faces(a)
+        r['variety'] = nuisance_variety(probe, f.images, f.labels, real)['mean'] if toys else residual_variety(f.images, lab.embeddings(a), f.labels)['left']
+
+def _heard(r):
+    ways = {'another photo': 'another photo', 'the very photo': 'nothing changed'}
+    return [*(Arm(f'{n}, {m:g}', m, 'scalar' if m == 1 else 'sphere', tuned=k) for n, k in ways.items() for m in circle(r)[:4]), REAL]
+
+@study('another-photo', 'beyond: why semi-hard',
+       'a generator that hears another photo of the person than the one to be drawn makes better sets, as its faces vary more within an identity', _heard)
+def another_photo(lab, arms):
+    """The recipe's generator is trained further, conditioned on another photo of the same person (which takes labels), or on the very photo as in the paper,
+    for as many views; sets of m = 1 and of points on the sphere. Variety within identities: on toy faces of pose, light and background as a linear
+    probe reads them, else of pixels that the judge's embedding does not foretell."""
+    rows, k = lab.rows(arms), len(arms)//2
+    _varied(lab, arms, rows)
+    other, same = rows[:k], rows[k:-1]
+    gap = lab.compare(REAL, _best(arms[:k], other))
+    held, says, family = better(lab, list(zip(arms[:k], arms[k:-1])))
+    _, top, inner = peak(lab, arms[:k])
+    wider = all(a['variety'] > b['variety'] for a, b in zip(other, same))
+    says += (f' Variety at m = 1: {other[0]["variety"]:.2f} against {same[0]["variety"]:.2f}, real photos {rows[-1]["variety"]:.2f}. With another photo: {top} '
+             f'Real photos are {_points(gap)} better than its best.')
+    fig = curve({'another photo': other, 'the very photo': same}, flat=rows[-1:], xlabel=_x(lab))
+    return Finding(rows, SET | {'variety':'variety:.2f'} | WORTH, jointly(held, wider), says, fig, [*family, *inner], dict(real=gap))
+
 # %% ../nbs/15_studies.ipynb #20f6a6ea
 @patch
 def fitted(self:Lab,
@@ -1168,14 +1206,10 @@ def lessons(
 
 # %% ../nbs/15_studies.ipynb #1837ca80
 def _learned(lab, arms, rows):
-    "Add to the rows what a recogniser of real photos still learns from each set, and the variety that E_id is blind to"
-    toys, cfg = lab.recipe.faces.source == 'toy', lab.recipe.recogniser
-    probe, real = nuisance_probe(size=lab.recipe.faces.size) if toys else None, lab.faces(REAL)
+    "Add to the rows what a recogniser of real photos still learns from each set"
+    cfg = lab.recipe.recogniser
     lab.similarities(REAL); teacher = load_recogniser(lab.learner(REAL)[1])
-    for a, r in zip(arms, rows):
-        f = lab.faces(a)
-        r |= lessons(teacher, f, cfg.scale, cfg.margin)
-        r['variety'] = nuisance_variety(probe, f.images, f.labels, real)['mean'] if toys else residual_variety(f.images, lab.embeddings(a), f.labels)['left']
+    for a, r in zip(arms, rows): r |= lessons(teacher, lab.faces(a), cfg.scale, cfg.margin)
 
 @study('why', 'beyond: why semi-hard',
        'the best set is the one that is most like real photos: in within-identity similarity, and in the variety of what E_id is blind to',
@@ -1184,7 +1218,7 @@ def why(lab, arms):
     """A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin and nearer to another class, norm and
     alignment of gradients. Beside it the variety within identities: on toy faces of pose, light and background as a linear probe reads them, else
     of pixels that the judge's embedding does not foretell. And whether cheap statistics pick the best m."""
-    rows = lab.rows(arms); _learned(lab, arms, rows)
+    rows = lab.rows(arms); _learned(lab, arms, rows); _varied(lab, arms, rows)
     *sets, photos = rows
     best, picked = max(sets, key=lambda r: r['accuracy']), suggest([{k: r.get(k) for k in ('m', *PREDICTORS)} for r in sets], photos)
     measured = ('loss', 'loss_at', 'violations', 'gradient', 'alignment', 'variety', 'label_noise')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'TrainingConfig', 'GeneratorParts', 'm_levels', 'draw_step', 'draw_noise', 'learning_rate',
-           'steps_in_all', 'step_loss', 'gather', 'ahead', 'may_change', 'training_settings', 'training_key',
-           'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'processes', 'try_compile', 'NonFinite',
+           'steps_in_all', 'step_loss', 'companions', 'gather', 'ahead', 'may_change', 'training_settings',
+           'training_key', 'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'processes', 'try_compile', 'NonFinite',
            'precision_here', 'workers', 'slices_of', 'backward', 'train_denoiser']
 
 # %% ../nbs/08_training.ipynb #c003
@@ -49,6 +49,8 @@ class TrainingConfig:
     m_high:float = knob(1., 'largest m', lo=-1, hi=1)
     m_step:float = knob(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the paper', lo=0, hi=2)
     control:str = knob('scalar', 'what m goes into: the scalar of the paper, a point on the sphere round the inquiry, or both', choices=list(CONTROLS))
+    inquiry:str = knob('same', 'whose embedding is the condition: that of the photo to be drawn, as in the paper, or of another of the same person',
+        choices=['same', 'another'])
     similarity_share:float = knob(1., 'share of each batch that bears the similarity term (the recogniser costs time)', above=0, hi=1)
     precision:str = knob('no', 'mixed precision of Accelerate; auto: bf16 where the hardware is made for it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
     compile:bool = knob(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
@@ -83,7 +85,7 @@ def draw_step(
     dropout:float, # share of dropped conditions
     seed:int, # seed of the run
     step:int, # number of the step
-)->SimpleNamespace: # idx, mirror, t, m, drop, bears: tensors of length `batch`, on the CPU
+)->SimpleNamespace: # idx, mirror, t, m, drop, bears, other: tensors of length `batch`, on the CPU
     "All random choices of a step but the noise"
     b, place, g = cfg.batch, step*cfg.batch, _rng(seed, 'step', step)
     epochs = range(place//n, (place+b-1)//n+1)                     # a batch may reach over the end of an epoch
@@ -92,7 +94,7 @@ def draw_step(
     m = levels[(u*len(levels)).long()] if len(levels) else cfg.m_low+(cfg.m_high-cfg.m_low)*u
     t, mirror, drop = torch.randint(0, T, (b,), generator=g), torch.rand(b, generator=g)<.5, torch.rand(b, generator=g)<dropout
     bears = ~drop & (torch.arange(b) < math.ceil(cfg.similarity_share*b))
-    return SimpleNamespace(idx=order[place-epochs[0]*n:][:b], m=m, t=t, mirror=mirror, drop=drop, bears=bears)
+    return SimpleNamespace(idx=order[place-epochs[0]*n:][:b], m=m, t=t, mirror=mirror, drop=drop, bears=bears, other=torch.rand(b, generator=g))
 
 def draw_noise(
     shape:tuple, # of the whole batch, (b,3,h,w) for faces, (b,D) for directions on the sphere
@@ -149,17 +151,34 @@ def step_loss(
     return total, dict(loss=total.detach(), mse=mse.detach(), match=match.detach(), s=s.detach().sum()/b.number)
 
 # %% ../nbs/08_training.ipynb #c016
+def companions(
+    labels, # identity of each photo, (n,)
+)->Callable: # (idx, u) -> other, where u in [0,1): (b,) each
+    "For photos, others of the same person, each equally likely; a person's only photo stays. CemiFaceError where nobody has two"
+    order = np.argsort(labels, kind='stable')
+    _, which, count = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(count) < 2 or count.max(initial=0) < 2:
+        raise CemiFaceError('training.inquiry = "another" needs photos in a folder per person, and two of one person; "same" does without')
+    first = np.cumsum(count)-count
+    place = np.empty(len(order), int); place[order] = np.arange(len(order))-first[which[order]]     # among the photos of the person
+    def other(idx, u):
+        k, n = which[idx], count[which[idx]]
+        return order[first[k]+(place[idx]+1+(u*(n-1)).astype(int))%n]
+    return other
+
 def gather(
     d:SimpleNamespace, # draws of a step, from draw_step
     store:FaceStore, # bytes of the faces
     e_all, # embeddings of the faces and of their mirror images, (2,n,D); an array or a memory map
     part:int=0, # number of this process
     parts:int=1, # of how many
+    other:Callable|None=None, # from companions: who is the inquiry; by default every face itself
 )->SimpleNamespace: # x0, e, t, m, drop, similar, number, on the device of the store
     "This process's part of the batch of a step"
     number = max(1, int(d.bears.sum()))/parts
     d = SimpleNamespace(**{k: v[part::parts] for k, v in vars(d).items()})
-    e = torch.from_numpy(np.ascontiguousarray(e_all[d.mirror.long().numpy(), d.idx.numpy()]))
+    heard = d.idx.numpy() if other is None else other(d.idx.numpy(), d.other.numpy())
+    e = torch.from_numpy(np.ascontiguousarray(e_all[d.mirror.long().numpy(), heard]))
     rest = dict(e=e, t=d.t, m=d.m, drop=d.drop, similar=d.bears.nonzero()[:, 0])
     return SimpleNamespace(x0=store.batch(d.idx, d.mirror), number=number, **{k: v.to(store.device) for k, v in rest.items()})
 
@@ -177,7 +196,8 @@ def ahead(
 
 # %% ../nbs/08_training.ipynb #c019
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'control', 'similarity_share', 'precision')
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'control', 'inquiry', 'similarity_share',
+    'precision')
 
 def may_change(
     parts:GeneratorParts, # sections of the recipe
@@ -451,7 +471,7 @@ def _finish(r):
 
 # %% ../nbs/08_training.ipynb #c034
 def train_denoiser(
-    faces:FaceSet, # faces to learn from; labels are not used
+    faces:FaceSet, # faces to learn from; labels are used where training.inquiry = 'another' only
     recogniser:Recogniser, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe
     state:str|Path, # folder for checkpoint.pt and log.jsonl
@@ -468,7 +488,8 @@ def train_denoiser(
     store, e_all = FaceStore(faces.images, acc.device), embed_set(recogniser, faces, cache, acc.device)
     lines = TrainingLog(state/'log.jsonl', r.step, r.kept, acc)
     draws = lambda step: draw_step(cfg, n, T, parts.condition.dropout, seed, step)
-    batch = lambda step: [gather(d, store, e_all, *o) for d in [draws(step)] for o in r.share]                      # in slices, usually one
+    other = companions(faces.labels if faces.identities else ()) if cfg.inquiry == 'another' else None
+    batch = lambda step: [gather(d, store, e_all, *o, other) for d in [draws(step)] for o in r.share]                      # in slices, usually one
     noise = lambda step, x, *of: [o[k::n] for o in [draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)] for k, n in r.share]
     watch = NonFinite(acc, cfg.max_skipped, lambda step: faces.named(draws(step).idx))
     with held_signals() as told, progress(steps*cfg.batch, 'training the generator', 'img', initial=r.step*cfg.batch) as bar:
