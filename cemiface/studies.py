@@ -12,15 +12,17 @@ __all__ = ['REAL', 'COPIES', 'TUNED', 'STUDIES', 'SET', 'WORTH', 'SCALAR_LEVELS'
            'parameters', 'backbone', 'identity_encoder', 'centres', 'dynamics', 'roc_study', 'cost', 'sphere',
            'sphere_variants', 'sphere_training', 'another_photo', 'calibration_study', 'reach', 'lessons', 'why',
            'leakage_study', 'identity_consistency', 'steps', 'plot_groups', 'evenness', 'fairness', 'chosen', 'plan',
-           'plan_words', 'quick_rates', 'verdict', 'markdown_of', 'write_finding', 'run_studies', 'studies_table',
-           'suggest_m']
+           'plan_words', 'quick_rates', 'verdict', 'command_of', 'markdown_of', 'write_finding', 'run_studies',
+           'studies_table', 'suggest_m']
 
 # %% ../nbs/15_studies.ipynb #8bc873bc
 import copy
 import csv
 import difflib
+import json
 import math
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -43,10 +45,10 @@ from .cosface import augment, train_recogniser
 from .faces import FaceSet, face_grid, to_float, to_uint8
 from .generation import (Calibration, CemiFacePipeline, Counts, achieved, calibrate, draw_batch, draw_unconditional, for_sampling, generate_set,
     select_inquiries, train_generator, with_copies, write_inquiries)
-from .pipeline import CANDIDATES, HERE, TEST, Inputs, Recipe, Run, volume_counts
+from .pipeline import CANDIDATES, HERE, TEST, Inputs, Recipe, Run, load_recipe, recipes, volume_counts
 from .recognition import build_backbone, embed, embed_set, load_recogniser, unit
 from .toyfaces import toy_faces, toy_identities
-from .training import steps_in_all
+from .training import precision_here, steps_in_all
 from .verification import fold_accuracy, holm, mirror_sum, pair_similarities, paired_difference, plot_roc, tar_at_far
 
 # %% ../nbs/15_studies.ipynb #85902587
@@ -1428,10 +1430,25 @@ def verdict(
     "In a sentence"
     return {True: 'The shape of the claim held.', False: 'The shape of the claim did not hold.', None: 'Left open: the intervals tell neither.'}[f.held]
 
+def command_of(
+    name:str, # of a study
+    r:Recipe, # that it was made of
+    seeds:int=1, # recognisers per set
+    generator_seeds:int=1, # generators
+)->str:
+    "What makes the study again: a recipe as it is shipped, what was changed, and words for the user's files"
+    usual, parts = asdict(load_recipe(r.name)) if r.name in recipes() else asdict(r), [f'cemiface study {name} -r {r.name}']
+    if r.faces.source == 'folder': parts.append('--faces photos --recogniser eid.safetensors --judge judge.safetensors --pairs pairs.txt --images dev')
+    values = {f'{k}.{key}': (v, usual[k][key]) for k, part in asdict(r).items() if isinstance(part, dict) for key, v in part.items()}
+    parts += ['-s '+shlex.quote(f'{k}={json.dumps(v)}') for k, (v, was) in values.items() if v != was]
+    if more := [f'--{k} {n}' for k, n in (('seeds', seeds), ('generator-seeds', generator_seeds)) if n > 1]: parts.append(' '.join(more))
+    return ' \\\n    '.join(parts) if len(parts) > 2 else ' '.join(parts)
+
+# %% ../nbs/15_studies.ipynb #51a8d123
 def markdown_of(
     s:Study, # that was made
     f:Finding, # what it found
-    facts:dict, # recipe, seeds, generator_seeds, judge, hardware, seed, pairs
+    facts:dict, # recipe, command, seeds, generator_seeds, judge, hardware, precision, seed, pairs
     image:str='figure.png', # path of the figure
 )->str:
     "The page of a study"
@@ -1440,7 +1457,8 @@ def markdown_of(
     table = '\n'.join(f'| {" | ".join(o)} |' for o in (head, ['---']*len(head), *lines))
     other = elsewhere(f.rows, paper)
     source = f'\n\n*paper*: {paper["source"]}{f": {other}" if other else ""}.' if paper else ''
-    options = ''.join(f' --{k.replace("_", "-")} {facts[k]}' for k in ('seeds', 'generator_seeds') if facts[k] > 1)
+    many = facts["seeds"]*facts["generator_seeds"] > 1
+    spread = f'+- is the standard deviation over {facts["seeds"]} recogniser(s) on sets of {facts["generator_seeds"]} generator(s); ' if many else ''
     return f"""# {s.name}
 
 > {s.where}: {s.claim}
@@ -1452,12 +1470,11 @@ def markdown_of(
 {table}{source}
 
 *Method.* {s.method} Accuracies are of the last epoch, by one recipe for every set, on {facts["pairs"]:,} pairs of held-out people;
-+- is the standard deviation over {facts["seeds"]} recogniser seed(s) of {facts["generator_seeds"]} generator(s); intervals of differences are 95%,
-pairs, people and seeds drawn anew.
-Similarities are by {facts["judge"]}. Recipe {facts["recipe"]}, seed {facts["seed"]}, {facts["hardware"]}.
+{spread}intervals of differences are 95%, pairs, people and seeds drawn anew.
+Similarities are by {facts["judge"]}. Recipe {facts["recipe"]}, seed {facts["seed"]}, {facts["precision"]}, {facts["hardware"]}.
 
 ```sh
-cemiface study {s.name} -r {facts["recipe"]}{options}
+{facts["command"]}
 ```
 """
 
@@ -1469,8 +1486,9 @@ def write_finding(
 )->Path: # folder of the study
     "Write results.json, table.csv, figure.png and README.md"
     out, paper = lab.out/'studies'/s.name, published(s.name)
-    facts = dict(recipe=lab.recipe.name, seeds=lab.seeds, generator_seeds=lab.generator_seeds, judge=lab.judge_name, hardware=hardware(),
-        seed=lab.recipe.seed, pairs=len(lab.pairs))
+    r, low = lab.recipe, precision_here(lab.recipe.training.precision, lab.device)
+    facts = dict(recipe=r.name, command=command_of(s.name, r, lab.seeds, lab.generator_seeds), seeds=lab.seeds, generator_seeds=lab.generator_seeds,
+        judge=lab.judge_name, hardware=hardware(), precision='float32' if low == 'no' else low, seed=r.seed, pairs=len(lab.pairs))
     head, lines = cells_of(f.rows, f.columns, paper)
     with atomic_path(out/'table.csv') as p, p.open('w', newline='') as h: csv.writer(h).writerows([head, *lines])
     if f.figure is not None:
