@@ -75,11 +75,12 @@ class Arm:
     volume:str = ''                  # as in study.volumes, in place of the recipe's
     group:int = 0                    # of similarity, for `group`
     train:bool = True                # are recognisers trained on it?
+    watch:bool = False               # and verified after every epoch?
 
     @property
     def key(self)->str:
         "Fingerprint of the set: neither its name nor its recognisers belong to it"
-        return fingerprint({k: v for k, v in asdict(self).items() if k not in ('name', 'recogniser', 'train')})
+        return fingerprint({k: v for k, v in asdict(self).items() if k not in ('name', 'recogniser', 'train', 'watch')})
 
 # %% ../nbs/15_studies.ipynb #c499e80e
 def asked(
@@ -361,23 +362,21 @@ def taught(self:Lab, arm:Arm)->int:
 def learner(self:Lab, arm:Arm,
     g:int=0, # number of the generator
     s:int=0, # number of the recogniser
-    watch:bool=False, # verify after every epoch?
 ):
     "Section recogniser of an arm, and the folder of recogniser s of set g"
     cfg = changed(self.recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
-    return cfg, self.place('recognisers', arm, fingerprint(cfg)[:6], g, s, *(['watched'] if watch else []))
+    return cfg, self.place('recognisers', arm, fingerprint(cfg)[:6], g, s, *(['watched'] if arm.watch else []))
 
 @patch
 def similarities(self:Lab, arm:Arm,
     g:int=0, # number of the generator
     s:int=0, # number of the recogniser
-    watch:bool=False, # verify after every epoch?
 )->np.ndarray: # (n,)
     "Cosines of the verification pairs by recogniser s of set g; its folder keeps the history, with accuracies where it was watched"
-    cfg, home = self.learner(arm, g, s, watch)
+    cfg, home = self.learner(arm, g, s)
     with self.run.timed(f'recogniser {home.name}', 'once') as todo:
         if todo:
-            pairs = self.pairs if watch else None
+            pairs = self.pairs if arm.watch else None
             net = train_recogniser(self.with_own(arm, g), cfg, home, pairs, seed=self.recipe.seed+s, device=self.device)
             sim = pair_similarities(mirror_sum(embed_set(net, self.pairs, device=self.device)), self.pairs)
             with atomic_path(home/'similarities.npy') as tmp: np.save(tmp, sim)
@@ -386,11 +385,10 @@ def similarities(self:Lab, arm:Arm,
 @patch
 def history(self:Lab, arm:Arm,
     s:int=0, # number of the recogniser
-    watch:bool=False, # verify after every epoch?
 )->list[dict]:
     "One row an epoch of a recogniser of the first generator: loss, and accuracy where it was watched"
-    self.similarities(arm, 0, s, watch)
-    return read_json(self.learner(arm, 0, s, watch)[1]/'training.json')['epochs']
+    self.similarities(arm, 0, s)
+    return read_json(self.learner(arm, 0, s)[1]/'training.json')['epochs']
 
 # %% ../nbs/15_studies.ipynb #8be4eb59
 @patch
@@ -430,7 +428,7 @@ def draws(self:Lab, arm:Arm)->range:
 def right(self:Lab, arm:Arm)->np.ndarray: # bool (generators, recognisers, n)
     "Which pairs each recogniser of an arm gets right"
     def one(g, s): return fold_accuracy(self.similarities(arm, g, s), self.pairs.same, self.pairs.folds)['correct']
-    return self.once(('right', arm.key, arm.recogniser), lambda: np.array([[one(g, s) for s in range(self.seeds)] for g in self.draws(arm)]))
+    return self.once(('right', arm.key, arm.recogniser, arm.watch), lambda: np.array([[one(g, s) for s in range(self.seeds)] for g in self.draws(arm)]))
 
 # %% ../nbs/15_studies.ipynb #200130bb
 @patch
@@ -948,16 +946,16 @@ def centres(lab, arms):
 def _difficulties(r):
     semi, hard = middle(r), circle(r)[-1]
     names = {'easy: m = 1': asked(1.), f'semi-hard: sphere {semi:g}': asked(semi, 'sphere'), f'hard: sphere {hard:g}': asked(hard, 'sphere')}
-    return [*(replace(a, name=n) for n, a in names.items()), REAL]
+    return [*(replace(a, name=n, watch=True) for n, a in names.items()), replace(REAL, watch=True)]
 
 @study('dynamics', 'rebuttal', 'the harder the set, the later its best epoch and the higher its final loss', _difficulties)
 def dynamics(lab, arms):
     "Recognisers are verified after every epoch. The best epoch is shown for this question alone, of the first generator; every other study takes the last."
     rows, lines = lab.rows(arms), {}
     for a, r in zip(arms, rows):
-        seen = np.array([[e['accuracy'] for e in lab.history(a, s, watch=True)] for s in range(lab.seeds)])            # (seeds, epochs)
+        seen = np.array([[e['accuracy'] for e in lab.history(a, s)] for s in range(lab.seeds)])            # (seeds, epochs)
         r['best epoch'], r['best'] = float(1+seen.argmax(1).mean()), float(seen.max(1).mean())
-        lines[a.name] = [dict(epoch=e['epoch'], accuracy=float(v)) for e, v in zip(lab.history(a, watch=True), seen.mean(0))]
+        lines[a.name] = [dict(epoch=e['epoch'], accuracy=float(v)) for e, v in zip(lab.history(a), seen.mean(0))]
     loss, late = [r['loss'] for r in rows[:3]], [r['best epoch'] for r in rows[:3]]
     ordered = loss == sorted(loss) and late == sorted(late)
     held = False if not ordered else True if loss[0] < loss[1] < loss[2] and late[0] < late[2] else None
@@ -1398,10 +1396,12 @@ def plan(
     def per(a): return int(volume_counts(a.volume).sum()) if a.volume else r.inquiries.identities*r.generation.per_identity
     def full(a): return per(a)+r.generation.copies*r.inquiries.identities
     def times(a): return seeds*(g if drawn(a) else 1)
-    made, taught, tuned = {a.key: a for a in arms if drawn(a)}, {(a.key, a.recogniser): a for a in arms if a.train}, {a.tuned for a in arms if a.tuned}
+    made, taught, tuned = {a.key: a for a in arms if drawn(a)}, {(a.key, a.recogniser, a.watch): a for a in arms if a.train}, {a.tuned for a in arms if a.tuned}
     views = (g-1)*steps_in_all(r.training, n)*r.training.batch + len(tuned)*g*r.study.tune_epochs*n
+    heads = len({TUNED[t].head for t in tuned if t in TUNED and TUNED[t].head})              # an E_id is a recogniser of all training faces
     return dict(studies=[s.name for s in studies], scratch=g-1, tuned=len(tuned)*g, views=int(views), sets=len(made)*g, faces=g*sum(map(per, made.values())),
-        recognisers=sum(map(times, taught.values())), epochs=sum(times(a)*full(a)*r.recogniser.epochs for a in taught.values()))
+        recognisers=heads+sum(map(times, taught.values())),
+        epochs=heads*n*r.encoder.epochs + sum(times(a)*full(a)*r.recogniser.epochs for a in taught.values()))
 
 # %% ../nbs/15_studies.ipynb #eda9b1b2
 def plan_words(

@@ -94,7 +94,7 @@ class Command:
         self.process = _forks.Process(target=_child, args=([str(o) for o in args], folder, env or {}, stop, self.names))
         self.process.start()
     def kill(self, sig): os.kill(self.process.pid, sig)
-    def wait(self, timeout=100):
+    def wait(self, timeout=300):
         self.process.join(timeout)
         if self.process.exitcode is None: self.process.kill(); pytest.fail(f'no end after {timeout} s')
         out, err = (o.read_text() for o in self.names)
