@@ -493,7 +493,7 @@ def _packing(verbs):
                    help='FILE.rec, FILE.bin, FILE.tar, FILE-%%06d.tar, folder of tars to make, or SET/metadata.jsonl')
     p.add_argument('--pairs', help='pairs.txt, for a .bin')
     p.add_argument('--copies', type=_number(int, 0), default=0, help='copies of each inquiry beside the generated faces')
-    p.add_argument('--inquiries', help='where these are (default SET.inquiries)')
+    p.add_argument('--inquiries', help='where these are (default SET.inquiries, or those of the run)')
     p.add_argument('--json', action='store_true')
     p = _verb(verbs, 'unpack', _unpack, 'a packed set as a folder of images', 'cemiface unpack --from train.rec --to set')
     p.add_argument('--from', dest='source', required=True, metavar='FILE', help='.rec, .bin, .tar or pattern of tars')
@@ -541,8 +541,10 @@ def main(
         with graceful_signals():
             a = build_parser().parse_args(argv)
             with _quiet(a.quiet), redirect_stdout(sys.stderr): data, text = a.does(a)
-        if os.environ.get('RANK', '0') == '0': print(json.dumps(plain(data)) if a.json else text)
+        if os.environ.get('RANK', '0') == '0': print(json.dumps(plain(data)) if a.json else text, flush=True)
         return 0
+    except BrokenPipeError:                                                    # who reads has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141
     except BaseException as e:
         if (ends := _outcome(e)) is None: raise
         code, why = ends

@@ -274,7 +274,8 @@ def recipe_keys(
 def _nearest(key, keys):
     "The key meant, as the end of a sentence"
     leaf = lambda k: k.rpartition('.')[2]
-    near = (difflib.get_close_matches(key, keys, 1, .75) or [k for k in keys if leaf(k) == leaf(key)]
+    same = [k for k in keys if leaf(k) == leaf(key)]
+    near = (difflib.get_close_matches(key, same, 1, .75) or difflib.get_close_matches(key, keys, 1, .75) or same
             or difflib.get_close_matches(key, keys, 1, .5))
     return f'; did you mean "{near[0]}"?' if near else f'; valid keys are {", ".join(keys)}'
 

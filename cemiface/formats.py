@@ -630,17 +630,24 @@ def with_inquiries(
     return entries+more
 
 # %% ../nbs/01_formats.ipynb #c070
+def _inquiries_beside(source):
+    "Where `generate` puts the inquiries of a set, or else where a run keeps those of all its sets"
+    beside, run = source.with_name(source.name+'.inquiries'), source.resolve().parent.parent/'inquiries'
+    return run if not beside.exists() and source.resolve().parent.name == 'sets' and run.is_dir() else beside
+
 def pack(
     source:str|os.PathLike, # any set of faces
     to:str|os.PathLike, # FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, a folder of shards to make, or SOURCE/metadata.jsonl
     pairs:str|os.PathLike|None=None, # pairs.txt, for a .bin
     copies:int=0, # of each inquiry, beside the generated faces
-    inquiries:str|os.PathLike|None=None, # where these are; SOURCE.inquiries by default
+    inquiries:str|os.PathLike|None=None, # where these are; by default SOURCE.inquiries, or the inquiries of the run that SOURCE belongs to
 )->dict: # out, images, and identities or pairs
     "Pack a set of faces; encoded bytes stay as they are. Raises CemiFaceError"
     to, entries, kind = Path(to), scan(source), Path(to).suffix.lower()
     if (kind == '.bin') != (pairs is not None): raise CemiFaceError(f'{to}: a .bin, and nothing else, takes --pairs pairs.txt')
     if copies and kind == '.bin': raise CemiFaceError(f'{to}: a .bin takes no --copies')
+    if kind not in ('', '.rec', '.bin', '.tar') and to.name != 'metadata.jsonl' and not to.is_dir():
+        raise CemiFaceError(f'{to}: packed are FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, metadata.jsonl or a folder of shards; no {kind}')
     if to.name == 'metadata.jsonl':
         if to.parent.resolve() != Path(source).resolve() or copies: raise CemiFaceError(f'{to}: metadata.jsonl lies in the folder that it describes, {source}')
         write_metadata(source)
@@ -649,7 +656,9 @@ def pack(
         write_bin(chosen, to)
         return dict(out=str(to), images=len({o for a,b,_ in chosen for o in (a.name, b.name)}), pairs=len(chosen))
     else:
-        if copies: entries = with_inquiries(entries, inquiries or Path(source).with_name(Path(source).name+'.inquiries'), copies)
+        if copies: entries = with_inquiries(entries, inquiries or _inquiries_beside(Path(source)), copies)
+        loose = next((o.name for o in entries if o.identity is None), None)
+        if kind == '.rec' and loose: raise CemiFaceError(f'{source} does not tell who {loose} is, and a .rec has to; put the images in a folder per person')
         (write_rec if kind == '.rec' else write_tars)(entries, to)
     return dict(out=str(to), images=len(entries), identities=len({o.identity for o in entries}-{None}))
 
