@@ -492,7 +492,7 @@ def train_denoiser(
     batch = lambda step: [gather(d, store, e_all, *o, other) for d in [draws(step)] for o in r.share]                      # in slices, usually one
     noise = lambda step, x, *of: [o[k::n] for o in [draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)] for k, n in r.share]
     if steps < 3*cfg.warmup and acc.is_main_process:
-        log(f'training is only {steps} steps, and the learning rate rises over {cfg.warmup} of them: little will be learnt; raise training.epochs')
+        log(f'steps in all: {steps}, and the learning rate rises over {cfg.warmup}: little will be learnt; raise training.epochs')
     watch = NonFinite(acc, cfg.max_skipped, lambda step: faces.named(draws(step).idx))
     with held_signals() as told, progress(steps*cfg.batch, 'training the generator', 'img', initial=r.step*cfg.batch) as bar:
         for step, slices in ahead(batch, range(r.step, steps)):

@@ -40,10 +40,11 @@ def test_a_killed_pack_leaves_no_rec(start, cemiface, finished, tmp_path):
     assert sorted(o.name for o in (tmp_path/'new').iterdir())==['property', 'train.idx', 'train.lst', 'train.rec']
 
 def test_copies_of_the_inquiries(cemiface, finished, tmp_path):
-    asked = ['pack', '--from', finished.faces, '--to', 'train.rec', '--copies', 5]
-    refused(cemiface(*asked), 'scalar_+1.00.inquiries')
-    r = cemiface(*asked, '--inquiries', finished.inquiries, '--json')
-    assert as_json(r.out)['images']==18+6*5 and (tmp_path/'property').read_text().startswith('6,24,24')
+    shutil.copytree(finished.faces, tmp_path/'lone')
+    refused(cemiface('pack', '--from', 'lone', '--to', 'train.rec', '--copies', 5), 'lone.inquiries')
+    for where in (['--from', 'lone', '--inquiries', finished.inquiries], ['--from', finished.faces]):       # a set of a run knows where they are
+        r = cemiface('pack', *where, '--to', f'{len(where)}/train.rec', '--copies', 5, '--json')
+        assert as_json(r.out)['images']==18+6*5 and (tmp_path/str(len(where))/'property').read_text().startswith('6,24,24')
 
 def test_packed_faces_serve_every_verb(cemiface, finished, dev, tmp_path):
     "A .rec, tars and the folder that they were packed from give the same numbers"
