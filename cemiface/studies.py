@@ -26,6 +26,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from .analysis import (COLOURS, PREDICTORS, analyse, by_group, far_threshold, fr
     plot_similarity, random_pairs, read_groups, residual_variety, set_embeddings, set_roc, similarity_groups, similarity_to_inquiry, suggest, toy_groups,
     within_covariance)
 from .bench import SAMPLERS, Setting, count_flops, generate_job, measure, recogniser_job, train_job
-from .core import (CemiFaceError, apply_overrides, atomic_path, fingerprint, from_dict, hardware, load_toml, log, read_json, text_table,
+from .core import (CemiFaceError, apply_overrides, atomic_path, differences, fingerprint, from_dict, hardware, load_toml, log, read_json, text_table,
     versions, write_json, write_text)
 from .cosface import augment, train_recogniser
 from .faces import FaceSet, face_grid, to_float, to_uint8
@@ -1439,8 +1440,7 @@ def command_of(
     "What makes the study again: a recipe as it is shipped, what was changed, and words for the user's files"
     usual, parts = asdict(load_recipe(r.name)) if r.name in recipes() else asdict(r), [f'cemiface study {name} -r {r.name}']
     if r.faces.source == 'folder': parts.append('--faces photos --recogniser eid.safetensors --judge judge.safetensors --pairs pairs.txt --images dev')
-    values = {f'{k}.{key}': (v, usual[k][key]) for k, part in asdict(r).items() if isinstance(part, dict) for key, v in part.items()}
-    parts += ['-s '+shlex.quote(f'{k}={json.dumps(v)}') for k, (v, was) in values.items() if v != was]
+    parts += ['-s '+shlex.quote(f'{k}={json.dumps(reduce(getattr, k.split("."), r))}') for k in differences(usual, asdict(r))]
     if more := [f'--{k} {n}' for k, n in (('seeds', seeds), ('generator-seeds', generator_seeds)) if n > 1]: parts.append(' '.join(more))
     return ' \\\n    '.join(parts) if len(parts) > 2 else ' '.join(parts)
 

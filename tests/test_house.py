@@ -126,7 +126,7 @@ def _signature(fn, lines, ours):
         elif array(o.annotation) and not shaped(note(o)): yield f'{fn.name}: parameter {o.arg} has no shape'
     if array(fn.returns) and not shaped(note(fn.returns)): yield f'{fn.name}: what it returns has no shape'
 
-@pytest.mark.parametrize('module', sorted(Path('cemiface').glob('[a-z]*.py')), ids=lambda o: o.stem)
+@pytest.mark.parametrize('module', sorted(lib.glob('[a-z]*.py')), ids=lambda o: o.stem)
 def test_every_public_symbol_is_documented(module):
     "Functions, classes and methods have a docstring, parameters a comment, arrays a shape"
     text = module.read_text(); tree, lines = ast.parse(text), text.splitlines()
