@@ -76,7 +76,7 @@ def _child(args, folder, env, stop, names):
     sys.exit(main(args))
 
 _forks = get_context('forkserver')
-_forks.set_forkserver_preload(['cemiface.pipeline', 'pytest'])
+_forks.set_forkserver_preload(['cemiface.experiment.run', 'pytest'])
 
 def child(args, folder, out, err):
     "Begin a command whose outputs go to these two files, or terminals"

@@ -18,7 +18,7 @@ ARGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-f
         '--disable-sync']
 
 CELLS = ['''from cemiface.all import *
-from cemiface.generation import calibrate
+from cemiface.generator.calibration import calibrate
 from pathlib import Path
 pipe = load_generator(ASSETS/'generator')
 judge, some = load_recogniser(ASSETS/'judge'), toy_faces(8, 1, pipe.size, first=600_000).images

@@ -9,17 +9,17 @@ TRAIN = ['train-recogniser', '-r', 'toy', *sets(dict(recogniser=dict(epochs=4, b
 
 def draw():
     "Fifty toy people with eight faces each, as a folder"
-    from cemiface.faces import save_image
-    from cemiface.toyfaces import toy_faces
+    from cemiface.data.faces import save_image
+    from cemiface.data.toy import toy_faces
     people = toy_faces(50, 8)
     for k, (face, who) in enumerate(zip(people.images, people.labels)): save_image(face, f'people/{who:03d}/{k:03d}.png')
 
 def examine(*folders):
     "Accuracy of each recogniser on other people"
-    from cemiface.faces import PairSet
-    from cemiface.recognition import load_recogniser
-    from cemiface.toyfaces import toy_faces
-    from cemiface.verification import verify
+    from cemiface.data.faces import PairSet
+    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.data.toy import toy_faces
+    from cemiface.recognition.verification import verify
     pairs = PairSet.from_faces(toy_faces(60, 6, first=5000), 1000, folds=5)
     with open('accuracy.json', 'w') as f: json.dump([verify(load_recogniser(o), pairs)['accuracy'] for o in folders], f)
 

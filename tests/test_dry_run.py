@@ -7,9 +7,9 @@ from conftest import as_json, contents, in_process, refused, shell
 
 def big_faces():
     "Six toy people with five photos each at the paper's size, and an untrained E_id of its kind"
-    from cemiface.faces import save_image
-    from cemiface.recognition import Recogniser
-    from cemiface.toyfaces import toy_faces
+    from cemiface.data.faces import save_image
+    from cemiface.encoders.pretrained import Recogniser
+    from cemiface.data.toy import toy_faces
     people = toy_faces(6, 5, size=112)
     for k, (face, who) in enumerate(zip(people.images, people.labels)): save_image(face, f'photos/{who:03d}/{k:03d}.png')
     Recogniser.of('ir50').save_pretrained('eid')

@@ -83,10 +83,11 @@ def test_pairs_in_one_file(cemiface, finished, dev, tmp_path):
     assert (tmp_path/'again.bin').read_bytes()==(tmp_path/'lfw.bin').read_bytes()
 
 def verified_both_ways(folder):
-    from cemiface.faces import PairSet
-    from cemiface.formats import pack, read_pairs, write_pairs
-    from cemiface.recognition import load_recogniser
-    from cemiface.verification import verify
+    from cemiface.data.faces import PairSet
+    from cemiface.data.packed import pack
+    from cemiface.data.formats import read_pairs, write_pairs
+    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.recognition.verification import verify
     lfw = shared/'faces'/'lfw'
     p = read_pairs(lfw/'dev_pairs.txt')
     same, different = p.rows[:50], p.rows[300:350]
@@ -106,7 +107,7 @@ def test_real_pairs_give_the_same_either_way(tmp_path): in_process(verified_both
 
 def test_webdataset(finished, tmp_path):
     wds = pytest.importorskip('webdataset')
-    from cemiface.formats import pack, scan
+    from cemiface.data.packed import pack, scan
     pack(finished.faces, tmp_path/'x-%03d.tar')
     rows = list(wds.WebDataset(str(tmp_path/'x-{000..000}.tar'), shardshuffle=False).decode('pil').to_tuple('png', 'cls', 'json'))
     mine = scan(finished.faces)
@@ -121,7 +122,7 @@ def test_webdataset(finished, tmp_path):
 
 def test_hugging_face_imagefolder(finished, tmp_path):
     datasets = pytest.importorskip('datasets')
-    from cemiface.formats import pack, scan, unpack
+    from cemiface.data.packed import pack, scan, unpack
     pack(finished.faces, tmp_path/'x.tar'); unpack(tmp_path/'x.tar', tmp_path/'plain')
     shutil.copytree(finished.faces, tmp_path/'set')                                  # with manifest.jsonl, run.json and a card
     bare = datasets.load_dataset('imagefolder', data_dir=str(tmp_path/'set'), split='train', cache_dir=str(tmp_path/'cache'))
@@ -155,7 +156,7 @@ print(json.dumps([rows, ranges]))'''
 @pytest.mark.skipif(not MXNET, reason='mxnet is not at hand (CEMIFACE_MXNET_PYTHON names an interpreter that has it)')
 def test_mxnet(finished, tmp_path):
     "mxnet reads ours as arcface_torch and AdaFace do, and we read its own, also where the magic stands in a payload"
-    from cemiface.formats import pack, scan
+    from cemiface.data.packed import pack, scan
     pack(finished.faces, tmp_path/'x.rec')
     env = {k: v for k, v in os.environ.items() if k!='PYTHONPATH'}
     r = subprocess.run([MXNET, '-c', MX, tmp_path/'x', tmp_path/'theirs'], capture_output=True, text=True, env=env)

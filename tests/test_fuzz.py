@@ -81,14 +81,14 @@ def in_folder(d):
     return d/'good'
 
 def rec_files(d):
-    from cemiface.formats import pack
+    from cemiface.data.packed import pack
     pack(in_folder(d), d/'good.rec')
     for o in ('rec', 'idx', 'lst'): shutil.copyfile(d/f'good.{o}', d/f'x.{o}')
     (d/'deep').mkdir()
 
 def use_set(d, path, r):
-    from cemiface.faces import FaceSet
-    from cemiface.formats import unpack
+    from cemiface.data.faces import FaceSet
+    from cemiface.data.packed import unpack
     FaceSet.open(path, 16, max_bad=1)
     if r.random() < .1:
         try: unpack(path, d/'deep'/'out')
@@ -110,7 +110,7 @@ def fuzz_idx(d):
     return [(d/'good.idx').read_bytes(), (d/'good.lst').read_bytes()], case, dict(text=True)
 
 def fuzz_tar(d):
-    from cemiface.formats import pack
+    from cemiface.data.packed import pack
     pack(in_folder(d), d/'good.tar'); (d/'deep').mkdir()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w', format=tarfile.GNU_FORMAT) as t:
@@ -121,7 +121,7 @@ def fuzz_tar(d):
 
 def fuzz_bin(d):
     import numpy as np
-    from cemiface.faces import PairSet
+    from cemiface.data.faces import PairSet
     raws, same = [pictures()[k] for k in (4, 5, 0, 12)], [True, False]
     arrays = [np.frombuffer(o, np.uint8) for o in raws]
     seeds = [pickle.dumps(o, p) for o in ((raws, same), (arrays, same), (raws, np.array(same))) for p in (0, 2, 4, 5)]
@@ -129,7 +129,7 @@ def fuzz_bin(d):
     return seeds, case, dict(head=200)
 
 def fuzz_manifest(d):
-    from cemiface.formats import manifest_line, read_manifest, scan_manifest, write_metadata
+    from cemiface.data.formats import manifest_line, read_manifest, scan_manifest, write_metadata
     in_folder(d)
     facts = dict(index=0, m=.5, control='sphere', seed=1, similarity=.3, inquiry=dict(path='a', sha256='b'))
     good = ''.join(manifest_line(identity=i, file=f'{i:06d}/00{i}.png', **facts) for i in range(3))
@@ -139,18 +139,18 @@ def fuzz_manifest(d):
     return [good.encode()], case, dict(text=True)
 
 def fuzz_pairs(d):
-    from cemiface.formats import pair_files, read_pairs
+    from cemiface.data.formats import pair_files, read_pairs
     for k in ('A/A_0001.png', 'A/A_0002.png', 'B/B_0001.png'): (d/k).parent.mkdir(exist_ok=True); (d/k).write_bytes(b'')
     def case(raw, r): (d/'x.txt').write_bytes(raw); pair_files(read_pairs(d/'x.txt'), d)
     return [b'1\t1\nA\t1\t2\nA\t1\tB\t1\n', b'1\nA\t1\t2\nA\t2\tB\t1\n'], case, dict(text=True)
 
 def fuzz_recipe(d):
-    from cemiface.pipeline import load_recipe, recipes
+    from cemiface.recipe import load_recipe, recipes
     def case(raw, r): (d/'x.toml').write_bytes(raw); load_recipe(d/'x.toml')
     return [p.read_bytes() for p in recipes().values()], case, dict(text=True)
 
 def fuzz_safetensors(d):
-    from cemiface.recognition import load_recogniser
+    from cemiface.encoders.pretrained import load_recogniser
     shutil.copytree(root/'cemiface'/'assets'/'toy'/'encoder', d/'net')
     file = d/'net'/'diffusion_pytorch_model.safetensors'
     weights, config = file.read_bytes(), (d/'net'/'config.json').read_bytes()
@@ -164,7 +164,7 @@ def fuzz_safetensors(d):
 
 def fuzz_pth(d):
     import torch
-    from cemiface.recognition import load_recogniser
+    from cemiface.encoders.pretrained import load_recogniser
     seeds = []
     for new in (True, False):
         for o in ({'conv.weight': torch.zeros(2, 2)}, {'state_dict': {'a': torch.ones(3), 'n': 3, 's': 'text'}, 'epoch': 1}):
@@ -177,7 +177,7 @@ def fuzz_pth(d):
 
 def fuzz_image(d):
     from PIL import Image
-    from cemiface.faces import decode_image
+    from cemiface.data.faces import decode_image
     def case(raw, r):
         at = d/f'x{r.choice([".jpg", ".png", ".webp", ".gif", ".bmp", ".tif"])}'; at.write_bytes(raw)
         decode_image(at, r.choice([16, 16, None]))

@@ -74,21 +74,44 @@ def test_every_import_is_a_declared_requirement():
     dist_of = dict(PIL='pillow', sklearn='scikit_learn', tomllib='')
     declared = {re.split(r'[<>=!~\[]', o)[0].replace('-', '_').lower() for o in settings()['requirements'].split()}
     found = set()
-    for f in lib.glob('*.py'):
+    for f in lib.rglob('*.py'):
         for n in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
             if isinstance(n, ast.Import): found |= {a.name.split('.')[0] for a in n.names}
             elif isinstance(n, ast.ImportFrom) and n.level==0: found.add(n.module.split('.')[0])
     found -= {'cemiface', *sys.stdlib_module_names}
     assert {dist_of.get(o, o).lower() for o in found} <= declared
 
+def modules():
+    "Each module of the house by its dotted name: the number of its notebook, and its file"
+    found = {}
+    for p in sorted((root/'nbs').glob('[0-9][0-9]_*.ipynb')):
+        number, name = p.stem.split('_', 1)
+        found[name] = int(number), lib/(name.replace('.', '/')+'.py')
+    return found
+
+def imported(name, file):
+    "The modules of this package that a module imports, by their dotted names"
+    package = name.split('.')[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom): continue
+        if node.level: yield '.'.join([*package[:len(package)+1-node.level], *([node.module] if node.module else [])])
+        elif node.module.startswith('cemiface.'): yield node.module.removeprefix('cemiface.')
+
+def test_every_module_has_a_notebook_and_the_other_way_round():
+    files = {file for _, file in modules().values()}
+    assert files == {o for o in lib.rglob('*.py') if o.name not in ('__init__.py', '_modidx.py')} and len(files) > 30
+
 def test_modules_import_only_earlier_ones():
-    order = {re.sub(r'^\d+_', '', p.stem):int(p.stem[:2]) for p in (root/'nbs').glob('[0-9][0-9]_*.ipynb')}
-    for name,n in order.items():
-        f = lib/f'{name}.py'
-        nodes = ast.walk(ast.parse(f.read_text(encoding='utf-8'))) if f.exists() else ()
-        ours = [o.module or '' for o in nodes if isinstance(o, ast.ImportFrom) and (o.level or o.module.startswith('cemiface.'))]
-        used = {o.removeprefix('cemiface.') for o in ours}
-        assert not [o for o in used if order.get(o, -1) >= n], name
+    order, checked = modules(), 0
+    for name, (number, file) in order.items():
+        for other in imported(name, file):
+            assert other in order, f'{name} imports {other}, which is no module'
+            assert order[other][0] < number, f'{name} imports {other}, which comes later'
+            checked += 1
+    assert checked > 100, checked
+
+def test_modules_are_small():
+    assert not [name for name, (_, file) in modules().items() if len(file.read_text().splitlines()) > 600]
 
 def test_every_notebook_is_in_the_sidebar():
     def pages(o):
@@ -126,7 +149,7 @@ def _signature(fn, lines, ours):
         elif array(o.annotation) and not shaped(note(o)): yield f'{fn.name}: parameter {o.arg} has no shape'
     if array(fn.returns) and not shaped(note(fn.returns)): yield f'{fn.name}: what it returns has no shape'
 
-@pytest.mark.parametrize('module', sorted(lib.glob('[a-z]*.py')), ids=lambda o: o.stem)
+@pytest.mark.parametrize('module', [file for _, file in modules().values()], ids=lambda o: o.stem)
 def test_every_public_symbol_is_documented(module):
     "Functions, classes and methods have a docstring, parameters a comment, arrays a shape"
     text = module.read_text(); tree, lines = ast.parse(text), text.splitlines()
@@ -150,7 +173,7 @@ def test_every_notebook_says_where_it_stands():
     "The same small diagram heads the second cell: where in the flow, after and before which notebook"
     flow = 'photos ──> faces ──> embeddings ──> generator ──> labelled set ──> recogniser ──> figures'
     books = sorted((root/'nbs').glob('[0-9]*.ipynb'))
-    names = [o.stem.replace('_', ' ') for o in books]
+    names = [o.stem.replace('_', ' ', 1) for o in books]
     for book in [*books, *(root/'nbs').glob('tutorials/*.ipynb'), *(root/'nbs').glob('guide/*.ipynb')]:
         lines = ''.join(json.loads(book.read_text())['cells'][1]['source']).split('\n')
         assert lines[:2] == ['```', flow] and lines[2].strip() and not lines[2].strip('═ '), book.name

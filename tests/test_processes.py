@@ -72,14 +72,15 @@ def losses(env, out):
     "In a process of its own: the losses of 20 steps, one by one"
     os.environ.update(env)
     from functools import partial
-    from cemiface import toyfaces, training
-    from cemiface.pipeline import load_recipe
-    from cemiface.recognition import Recogniser
+    from cemiface.data import toy as toyfaces
+    from cemiface.generator import training
+    from cemiface.recipe import TrainingConfig, load_recipe
+    from cemiface.encoders.pretrained import Recogniser
     import torch
     torch.manual_seed(0)
     parts, eid, n = load_recipe('toy').parts, Recogniser.of('toy'), training.processes(cpu=True).num_processes
     assert n==int(env.get('WORLD_SIZE', 1))                    # a launcher may silently start a single one
-    parts.training = training.TrainingConfig(epochs=1, batch=12, similarity_share=.5)
+    parts.training = TrainingConfig(epochs=1, batch=12, similarity_share=.5)
     training.TrainingLog = partial(training.TrainingLog, every=1)
     rows = training.train_denoiser(toyfaces.toy_faces(30, 8), eid, parts, out/'state', cpu=True)[1]
     (out/f'losses-{n}-{env.get("RANK", 0)}.json').write_text(json.dumps([[r[k] for k in ('loss', 'mse', 'match', 's')] for r in rows]))

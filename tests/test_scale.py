@@ -10,17 +10,20 @@ def simulate(generator, inquiries, folder, n):
     "In a process of its own: a set of n faces by a denoiser that does nothing, whose pictures are thrown away"
     import numpy as np
     import torch
-    from cemiface import generation, unet
+    from cemiface.data.faces import FaceSet
+    from cemiface.generator import denoiser, pipeline
+    from cemiface.recipe import GenerationConfig
+    from cemiface.sets import dataset
     memory, seen = [], []
     def nothing(self, x, t, tokens):
         memory.append(int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE'))
         return torch.zeros_like(x)
-    unet.FaceUNet.forward = nothing
-    generation.save_image = lambda picture, path: seen.append(1) if len(seen)<3 else None
-    pipe = generation.load_generator(generator)
-    people = generation.FaceSet.from_folder(inquiries, pipe.size)
-    cfg = generation.GenerationConfig(steps=1, batch=500, eta=0.)
-    made = generation.write_set(pipe, people, folder/'set', .9, 'sphere', 0, cfg, counts=np.full(len(people), n//len(people)))
+    denoiser.FaceUNet.forward = nothing
+    dataset.save_image = lambda picture, path: seen.append(1) if len(seen)<3 else None
+    pipe = pipeline.load_generator(generator)
+    people = FaceSet.from_folder(inquiries, pipe.size)
+    cfg = GenerationConfig(steps=1, batch=500, eta=0.)
+    made = dataset.write_set(pipe, people, folder/'set', .9, 'sphere', 0, cfg, counts=np.full(len(people), n//len(people)))
     after = int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
     with open(folder/'set'/'manifest.jsonl') as f: lines = sum(1 for _ in f)
     (folder/'memory.json').write_text(json.dumps(dict(memory=memory, after=after, faces=made.total, lines=lines, written=len(seen))))
