@@ -25,10 +25,10 @@ from .sets.inquiries import draw_unconditional, select_inquiries, write_inquirie
 from .sets.dataset import generate_set, with_copies
 from .recipe import LossConfig
 from .generator.losses import similarity_matching
-from .encoders.pretrained import Recogniser, embed, embed_set, load_recogniser, save_state
+from .encoders.pretrained import FaceEncoder, embed, embed_set, load_encoder, save_state
 from .encoders.backbones import build_backbone
 from .recipe import ScheduleConfig
-from .generator.schedule import add_noise, clean_estimate, ddim, make_scheduler
+from .generator.schedule import add_noise, predict_x0, ddim, make_scheduler
 from .experiment.study import STUDIES, run_studies, studies_table
 from .experiment.arms import Arm, Lab
 from .experiment.beyond import suggest_m

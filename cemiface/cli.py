@@ -22,7 +22,7 @@ def _run(a):
     from cemiface.recipe import Inputs, load_recipe
     from cemiface.experiment.run import run
     recipe = load_recipe(a.recipe, _sets(a))
-    inputs, out = Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries), a.out or Path('runs')/recipe.name
+    inputs, out = Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries), a.out or Path('runs')/recipe.name
     if a.dry_run: return _dry_run(a, recipe, inputs)
     results = run(recipe, out, inputs, _cpu(a), force=a.force)
     return results, _end(results, out)
@@ -63,10 +63,10 @@ def _train_generator(a):
     from cemiface.recipe import load_recipe
     from cemiface.generator.pipeline import train_generator
     from cemiface.data.faces import FaceSet
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     r = load_recipe(a.recipe, _sets(a))
     photos = FaceSet.open(a.faces, r.faces.size, r.faces.max_bad)
-    pipe = train_generator(photos, load_recogniser(a.recogniser), r.parts, a.out, r.seed, _cpu(a),
+    pipe = train_generator(photos, load_encoder(a.identity_encoder), r.parts, a.out, r.seed, _cpu(a),
         Path(a.out)/'training'/'cache', a.force)
     facts = dict(pipe.config.trained)
     return dict(generator=str(a.out), **facts), f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
@@ -84,14 +84,14 @@ def _generate(a):
     from_dict(StudyConfig, dict(scalar=[a.m]), 'the arguments', 'm = ')
     pipe = load_generator(a.generator)
     pipe.to(_device(a) or pipe.device)
-    m, guidance, contrast = pipe.asked(a.m, a.similarity, a.control, None, a.contrast, a.steps, a.eta)
+    m, guidance, similarity_guidance = pipe.requested(a.m, a.similarity, a.control, None, a.similarity_guidance, a.steps, a.eta)
     cfg = from_dict(GenerationConfig, dict(per_identity=a.per_identity, steps=a.steps, eta=a.eta, batch=a.batch, image_format=a.image_format,
-        precision=a.precision or 'no', compile=a.compile, guidance=guidance, contrast=contrast), 'the arguments')
+        precision=a.precision or 'no', compile=a.compile, guidance=guidance, similarity_guidance=similarity_guidance), 'the arguments')
     check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
     screen = _screen(a)
     if a.inquiries == 'synthetic': found = draw_unconditional(pipe, 4*a.identities, a.seed, cfg)
     else: found = FaceSet.open(a.inquiries, pipe.size).images
-    rows = select_inquiries(embed(pipe.recogniser, found), a.threshold, None if screen else a.identities)
+    rows = select_inquiries(embed(pipe.identity_encoder, found), a.threshold, None if screen else a.identities)
     if len(rows) < a.identities:
         raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                             'lower --identities, raise --threshold or bring more faces')
@@ -112,13 +112,13 @@ def _generate(a):
 # %% ../nbs/81_cli.ipynb #cfa9b879
 def _screen(a):
     "Whom the faces have to keep away from, where --max-leakage asks for it"
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.analysis.leakage import Screen
     from cemiface.data.faces import FaceSet
     if (a.max_leakage is None) != (a.against is None) or (a.against is None) != (a.judge is None):
         raise CemiFaceError('--max-leakage, --against (the training photos) and --judge go together; give all three or none')
     if a.max_leakage is None: return None
-    judge = load_recogniser(a.judge)
+    judge = load_encoder(a.judge)
     return Screen(judge, FaceSet.open(a.against, max(judge.config.height, judge.config.width)), a.max_leakage, _device(a))
 
 # %% ../nbs/81_cli.ipynb #cd680ea2
@@ -126,16 +126,16 @@ def _calibrate(a):
     from cemiface.recipe import GenerationConfig, from_dict
     from cemiface.generator.sampling import check_steps
     from cemiface.generator.pipeline import load_generator, save_index
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.generator.calibration import calibrate
     from cemiface.data.faces import FaceSet
     from cemiface.core import plain
     if not Path(a.generator).is_dir(): raise CemiFaceError(f'--generator {a.generator} is no folder here, which the calibration could be kept in')
-    pipe, judge = load_generator(a.generator), load_recogniser(a.judge)
+    pipe, judge = load_generator(a.generator), load_encoder(a.judge)
     pipe.to(_device(a) or pipe.device); judge.to(pipe.device)
     found = FaceSet.open(a.faces, pipe.size).images
     found = found[::-(-len(found)//a.limit)]                                                # evenly spread
-    how = dict(steps=a.steps, eta=a.eta, contrast=a.contrast, batch=a.batch, precision=a.precision or 'no')
+    how = dict(steps=a.steps, eta=a.eta, similarity_guidance=a.similarity_guidance, batch=a.batch, precision=a.precision or 'no')
     cfg = from_dict(GenerationConfig, how, 'the arguments')
     check_steps(cfg.steps, pipe.scheduler.config.num_train_timesteps)
     one = lambda control: calibrate(pipe, found, judge, control, per_face=a.per_face, cfg=cfg, seed=a.seed)
@@ -163,12 +163,12 @@ def _train_recogniser(a):
     return facts, f'{a.out}: {net.config.arch}, {net.config.dim}-d, trained on {len(photos):,} faces of {photos.identities:,} identities'
 
 def _verify(a):
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.recognition.verification import verification_table, verify, verify_templates
     from cemiface.data.faces import PairSet
     if os.environ.get('RANK', '0') != '0': return {}, ''                    # started in several processes: one is enough, and no other waits
     if not a.pairs and not a.ijb: raise CemiFaceError('verify needs --pairs or --ijb; see cemiface verify --help')
-    net = load_recogniser(a.recogniser)
+    net = load_encoder(a.encoder)
     results = [verify(net, PairSet.from_files(p, a.images), device=_device(a), folds=a.folds) for p in a.pairs]
     results += [verify_templates(net, d, _device(a)) for d in a.ijb]
     table = verification_table(results)
@@ -226,7 +226,7 @@ def _lab(a):
     from cemiface.recipe import ASSETS, Inputs, load_recipe
     recipe = load_recipe(a.recipe, _sets(a))
     shipped = str(ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
-    return recipe, a.out or Path('runs')/f'lab-{recipe.name}', Inputs(a.faces, a.recogniser, a.judge, a.pairs, a.images, a.inquiries, shipped)
+    return recipe, a.out or Path('runs')/f'lab-{recipe.name}', Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries, shipped)
 
 def _suggest_m(a):
     from cemiface.experiment.beyond import suggest_m
@@ -236,19 +236,19 @@ def _suggest_m(a):
 
 # %% ../nbs/81_cli.ipynb #c9e4d2e1
 def _analyse(a):
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.analysis.similarity import analyse
-    from cemiface.analysis.leakage import PROMISE, leakage_beside_strangers, leakage_words
+    from cemiface.analysis.leakage import PROMISE, leakage_beside_nonmembers, leakage_words
     from cemiface.data.faces import FaceSet
-    judge = load_recogniser(a.judge)
+    judge = load_encoder(a.judge)
     size = max(judge.config.height, judge.config.width)
     load = lambda d: FaceSet.open(d, size) if d else None
     beside = Path(a.faces).with_name(Path(a.faces).name+'.inquiries')                       # where `generate` puts them
     inquiries = a.inquiries or (beside if beside.is_dir() else None)
-    made, asked, photos = load(a.faces), load(inquiries), load(a.against)
+    made, requested, photos = load(a.faces), load(inquiries), load(a.against)
     known = photos is not None and photos.identities > 1
-    facts = analyse(made, judge, asked, None if known else photos, device=_device(a))
-    if known: facts['leakage'] = leakage_beside_strangers(made, asked, photos, judge, _device(a))
+    facts = analyse(made, judge, requested, None if known else photos, device=_device(a))
+    if known: facts['leakage'] = leakage_beside_nonmembers(made, requested, photos, judge, _device(a))
     text = '\n'.join(f'{k}: {v}' for k, v in facts.items() if v is not None and not (known and k == 'leakage'))
     return facts, '\n'.join([text, '', *leakage_words(facts['leakage']), PROMISE]) if known else text
 
@@ -384,10 +384,10 @@ def _common(p, recipe=False):
 
 def _inputs(p, out):
     "Options of what a run starts from"
-    for k, h in dict(faces='training photos: folder, .rec or tars', recogniser='weights of E_id', judge='weights of an independent recogniser',
+    for k, h in dict(faces='training photos: folder, .rec or tars', identity_encoder='weights of E_id', judge='weights of an independent face encoder',
                      pairs='pairs.txt or .bin', images='folder of the images of pairs.txt', inquiries='inquiry photos: folder, .rec or tars',
                      out=f'run folder (default {out})').items():
-        p.add_argument(f'--{k}', help=h)
+        p.add_argument(f'--{k.replace(chr(95), chr(45))}', help=h)
 
 def _force(p): p.add_argument('--force', action='store_true', help='go on from a checkpoint although settings of the training changed that may')
 
@@ -414,7 +414,7 @@ def build_parser()->argparse.ArgumentParser:
     _values(p)
     _common(p)
     p = _verb(verbs, 'run', _run, 'all stages of a recipe, from photos to a report',
-              'cemiface run -r lfw-cpu --faces train --recogniser eid.safetensors --pairs pairs.txt --images dev')
+              'cemiface run -r lfw-cpu --faces train --identity-encoder eid.safetensors --pairs pairs.txt --images dev')
     _common(p, recipe=True)
     _inputs(p, 'runs/NAME')
     _force(p)
@@ -422,9 +422,9 @@ def build_parser()->argparse.ArgumentParser:
     p.add_argument('--rates', help='for --dry-run: what cemiface bench --json printed, to turn work into hours')
     p.add_argument('--processes', type=some, default=1, help='for --dry-run: how many processes will share the work')
     p = _verb(verbs, 'train-generator', _train_generator, 'train a generator on unlabelled photos',
-              'cemiface train-generator --faces photos --recogniser eid.safetensors -r lfw-cpu --out generator')
+              'cemiface train-generator --faces photos --identity-encoder eid.safetensors -r lfw-cpu --out generator')
     _common(p, recipe=True)
-    for k in ('faces', 'recogniser', 'out'): p.add_argument(f'--{k}', required=True)
+    for k in ('faces', 'identity-encoder', 'out'): p.add_argument(f'--{k}', required=True)
     _force(p)
     p = _verb(verbs, 'train-recogniser', _train_recogniser, 'train a recogniser on labelled faces',
               'cemiface train-recogniser --faces set -r toy --out recogniser')
@@ -442,19 +442,19 @@ def _more_verbs(verbs, some):
     by = p.add_mutually_exclusive_group()
     by.add_argument('--m', type=float, default=0., help='similarity asked of the network, in [-1,1]')
     by.add_argument('--similarity', type=float, metavar='S', help='similarity that shall come out; takes a calibrated generator')
-    p.add_argument('--contrast', type=_number(float, 0), help='of scalar control: above 1, away from m = 1 (default 1, or as calibrated)')
+    p.add_argument('--similarity-guidance', type=_number(float, 0), help='of scalar control: above 1, away from m = 1 (default 1, or as calibrated)')
     p.add_argument('--control', choices=['scalar', 'sphere'], default='scalar'); p.add_argument('--steps', type=int, default=20)
     p.add_argument('--seed', type=_number(int, 0), default=0); p.add_argument('--eta', type=float, default=0., help='0 to 1')
     p.add_argument('--threshold', type=float, default=.3, help='largest similarity of two inquiries, by E_id')
     p.add_argument('--max-leakage', type=float, metavar='X', help='drop identities nearer than this cosine to a training photo, and draw others instead')
     p.add_argument('--against', metavar='PHOTOS', help='for --max-leakage: the training photos: folder, .rec or tars')
-    p.add_argument('--judge', help='for --max-leakage: weights of an independent recogniser')
+    p.add_argument('--judge', help='for --max-leakage: weights of an independent face encoder')
     p.add_argument('--batch', type=_number(int, 0), default=128, help='faces at once; 0: what fits the memory of the GPU')
     p.add_argument('--compile', action='store_true', help='compile the denoiser (GPU)'); p.add_argument('--image-format', choices=['png', 'jpg'], default='png')
     _common(p)
     p = _verb(verbs, 'verify', _verify, 'verification accuracy on pair sets',
-              'cemiface verify --recogniser net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin')
-    p.add_argument('--recogniser', required=True); p.add_argument('--pairs', nargs='+', default=[], help='pairs.txt or .bin, one or several')
+              'cemiface verify --encoder net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin')
+    p.add_argument('--encoder', required=True); p.add_argument('--pairs', nargs='+', default=[], help='pairs.txt or .bin, one or several')
     p.add_argument('--ijb', nargs='+', default=[], metavar='DIR', help='IJB-B or IJB-C: folder with meta/ and loose_crop/')
     p.add_argument('--images', help='folder of the images that pairs.txt names')
     p.add_argument('--folds', type=some, help='instead of those of pairs.txt, or the 10 of a .bin')
@@ -462,7 +462,7 @@ def _more_verbs(verbs, some):
     p = _verb(verbs, 'analyse', _analyse, 'what a set is: similarities, leakage',
               'cemiface analyse --faces set --judge judge.safetensors --against photos --json')
     p.add_argument('--faces', required=True, help='folder, .rec or tars'); p.add_argument('--judge', required=True)
-    p.add_argument('--against', help='training photos, for leakage; with identities, also how near strangers come')
+    p.add_argument('--against', help='training photos, for leakage; with identities, also how near non-members come')
     p.add_argument('--inquiries', help='inquiry of each identity')
     _common(p)
     _calibrating(verbs, some); _packing(verbs); _aligning(verbs); _benching(verbs, some); _studying(verbs, some)
@@ -476,10 +476,10 @@ def _calibrating(verbs, some):
     p = _verb(verbs, 'calibrate', _calibrate, 'measure which similarity comes out for which m, and keep it in the generator',
               'cemiface calibrate --generator G --judge judge.safetensors --faces held-out --control sphere')
     p.add_argument('--generator', required=True, help='folder; its model_index.json and README.md are written anew')
-    p.add_argument('--judge', required=True, help='weights of a recogniser that took no part in training the generator')
+    p.add_argument('--judge', required=True, help='weights of a face encoder that took no part in training the generator')
     p.add_argument('--faces', required=True, metavar='INQUIRIES', help='photos that the generator was not trained on: folder, .rec or tars')
     p.add_argument('--control', action='append', choices=['scalar', 'sphere'], help='may be repeated (default both)')
-    p.add_argument('--contrast', type=_number(float, 0), default=1., help='of scalar control: above 1, away from m = 1')
+    p.add_argument('--similarity-guidance', type=_number(float, 0), default=1., help='of scalar control: above 1, away from m = 1')
     p.add_argument('--limit', type=some, default=100, help='at most so many inquiries')
     p.add_argument('--per-face', type=some, default=2, help='faces drawn of each at every m')
     p.add_argument('--steps', type=int, default=20); p.add_argument('--eta', type=float, default=0., help='0 to 1')

@@ -69,8 +69,8 @@ def face_row(
 )->tuple[Image.Image, list[float]]: # picture, and the cosine of each face to the inquiry by E_id
     "Draw a row of faces; raises CemiFaceError for a value out of range"
     if n < 1: raise CemiFaceError(f'n = {n} leaves nothing to draw; use at least 1')
-    asked = dict(m=wish.m, guidance_scale=wish.guidance) if wish.similarity is None else dict(similarity=wish.similarity)
-    out = pipeline(face[None], **asked, control=wish.control, num_images_per_face=n, num_inference_steps=wish.steps, generator=wish.seed, output_type='pt')
+    requested = dict(m=wish.m, guidance_scale=wish.guidance) if wish.similarity is None else dict(similarity=wish.similarity)
+    out = pipeline(face[None], **requested, control=wish.control, num_images_per_face=n, num_inference_steps=wish.steps, generator=wish.seed, output_type='pt')
     s = out.similarity.tolist()
     own = F.interpolate(face[None], out.images.shape[-2:], mode='bilinear', antialias=True)
     return labelled_row(torch.cat([own.cpu(), out.images.cpu()]), ['inquiry', *(f'{o:.2f}' for o in s)]), s
@@ -137,14 +137,14 @@ def row_code(
 )->str: # Python
     "A few lines that draw a row again"
     w, at = wish, pipeline.name_or_path
-    asked = f'm={w.m!r}, guidance_scale={w.guidance!r}' if w.similarity is None else f'similarity={w.similarity!r}'
+    requested = f'm={w.m!r}, guidance_scale={w.guidance!r}' if w.similarity is None else f'similarity={w.similarity!r}'
     load = f'pipe = load_generator({str(at)!r})' if at else '# pipe is the generator that was explored; it lies in no folder'
     return f'''from base64 import b64decode
 from io import BytesIO
 from cemiface.all import *
 {load}
 face = {_face_code(faces, w.face)}
-out = pipe(to_float(face)[None], {asked}, control={w.control!r}, num_images_per_face={n},
+out = pipe(to_float(face)[None], {requested}, control={w.control!r}, num_images_per_face={n},
     num_inference_steps={w.steps}, generator={w.seed!r}, output_type='pt')
 print(out.similarity.tolist())
 face_grid(out.images, scale=4)
@@ -165,12 +165,12 @@ class Explorer(widgets.VBox):
     ):
         super().__init__()
         whole, part = widgets.IntSlider, widgets.FloatSlider
-        knob = lambda kind, k, low, high, **kw: kind(value=getattr(wish, k), min=low, max=high, description=k, **kw)
-        self.face = knob(whole, 'face', 0, faces-1, disabled=faces == 1)
+        setting = lambda kind, k, low, high, **kw: kind(value=getattr(wish, k), min=low, max=high, description=k, **kw)
+        self.face = setting(whole, 'face', 0, faces-1, disabled=faces == 1)
         self.control, self.by = _switch('control', CONTROLS, wish.control), _switch('ask for', ['m', 'similarity'], 'm')
-        self.m, self.similarity = knob(part, 'm', -1, 1, step=.05), part(value=.6, min=-1, max=1, step=.01, description='similarity')
-        self.steps, self.guidance = knob(whole, 'steps', 1, max(wish.steps, min(50, T))), knob(part, 'guidance', 1, 4, step=.25)
-        self.seed, self.guided, self.curves = knob(whole, 'seed', 0, max(wish.seed, 100)), guided, curves or {}
+        self.m, self.similarity = setting(part, 'm', -1, 1, step=.05), part(value=.6, min=-1, max=1, step=.01, description='similarity')
+        self.steps, self.guidance = setting(whole, 'steps', 1, max(wish.steps, min(50, T))), setting(part, 'guidance', 1, 4, step=.25)
+        self.seed, self.guided, self.curves = setting(whole, 'seed', 0, max(wish.seed, 100)), guided, curves or {}
         self.row, self.text, self.keep, self.history, self.newest, self.still = row, code, keep, [], Newest(), False
         self._build(); self._offer()
         first = self._draw(wish); next(first); self.newest(first)           # what is wrong with the first row is told at once
@@ -254,7 +254,7 @@ def _draw(self:Explorer, wish):
 def _show(self:Explorer, wish, steps, png, s):
     "Put a row where it is seen"
     self.picture.value = png
-    self.caption.value = (f'Under each face: its cosine similarity to the inquiry, by E_id. Asked for {_asked(wish)}, achieved {np.mean(s):.2f} on average'
+    self.caption.value = (f'Under each face: its cosine similarity to the inquiry, by E_id. Asked for {_requested(wish)}, achieved {np.mean(s):.2f} on average'
                           + (f'; {steps} of {wish.steps} steps so far' if steps < wish.steps else '.'))
     if steps < wish.steps: return
     self.history = [(wish, png, s), *(o for o in self.history if o[0] != wish)][:self.keep]
@@ -262,9 +262,9 @@ def _show(self:Explorer, wish, steps, png, s):
     self.plot.value = curve_picture(points, self.curves.get(wish.control))
     for (w, p, s), (slot, text), box in zip(self.history[1:], self.slots, self.past.children):
         slot.value, box.layout.display = p, None
-        text.value = f'{_asked(w)}, achieved {np.mean(s):.2f}; {w.steps} steps, guidance {w.guidance:g}, seed {w.seed}, face {w.face}'
+        text.value = f'{_requested(w)}, achieved {np.mean(s):.2f}; {w.steps} steps, guidance {w.guidance:g}, seed {w.seed}, face {w.face}'
 
-def _asked(w): return (f'm = {w.m:.2f}' if w.similarity is None else f'similarity = {w.similarity:.2f}')+f' ({w.control})'
+def _requested(w): return (f'm = {w.m:.2f}' if w.similarity is None else f'similarity = {w.similarity:.2f}')+f' ({w.control})'
 
 # %% ../nbs/80_explore.ipynb #cdb54caa
 @patch

@@ -21,7 +21,7 @@ CELLS = ['''from cemiface.all import *
 from cemiface.generator.calibration import calibrate
 from pathlib import Path
 pipe = load_generator(ASSETS/'generator')
-judge, some = load_recogniser(ASSETS/'judge'), toy_faces(8, 1, pipe.size, first=600_000).images
+judge, some = load_encoder(ASSETS/'judge'), toy_faces(8, 1, pipe.size, first=600_000).images
 pipe.keep(calibrate(pipe, some, judge, 'sphere', [0, .5, .8, 1], 1))
 w = explore(pipe, toy_faces(3, 1, pipe.size, first=900_000), m=.95, n=4)
 w''', '''w.wait(); exec(w.code().replace('face =', 'pipe.keep(w.curves["sphere"]); face ='))                      # the folder has no calibration

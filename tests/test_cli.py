@@ -38,7 +38,7 @@ def test_run(finished):
 def test_run_of_photos(cemiface, finished, dev, tmp_path):
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[.9]),
         generation=dict(per_identity=2, copies=1, steps=2, batch=8), recogniser=dict(epochs=1, batch=4))
-    args = ['run', '-r', 'lfw-cpu', *sets(small), '--faces', finished.faces, '--recogniser', finished.encoder,
+    args = ['run', '-r', 'lfw-cpu', *sets(small), '--faces', finished.faces, '--identity-encoder', finished.encoder,
         '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'run']
     assert cemiface(*args, stop=dict(event='os.rename', pattern=r'/cache/faces\.json$')).code==-9     # between the two files of the cache
     r = cemiface(*args, '--json')
@@ -100,7 +100,7 @@ def test_generate_from_nothing(cemiface, finished, tmp_path):
     assert len(pictures(tmp_path/'one'))==9
 
 def test_train_generator(cemiface, finished, tmp_path):
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(), '--out', 'new/generator', '--json']
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(), '--out', 'new/generator', '--json']
     r = cemiface(*args)
     assert r.code==0 and r.err.startswith('steps in all: 1,') and r.err.count('\n')==1, r      # a warning
     assert as_json(r.out)['faces']==18
@@ -121,7 +121,7 @@ def test_train_recogniser_and_verify(cemiface, finished, dev, tmp_path):
     assert cemiface(*args).code==0
     refused(cemiface(*args, '-s', 'recogniser.lr=0.1'), 'net holds another run')
     assert contents(tmp_path)==before
-    ask = ['verify', '--recogniser', 'net', '--pairs', dev/'pairs.txt', dev/'pairs.txt', '--images', dev/'images']
+    ask = ['verify', '--encoder', 'net', '--pairs', dev/'pairs.txt', dev/'pairs.txt', '--images', dev/'images']
     r = cemiface(*ask, '--json')
     assert r.code==0 and r.err=='', r
     d = as_json(r.out)

@@ -17,11 +17,11 @@ def draw():
 def examine(*folders):
     "Accuracy of each recogniser on other people"
     from cemiface.data.faces import PairSet
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.data.toy import toy_faces
     from cemiface.recognition.verification import verify
     pairs = PairSet.from_faces(toy_faces(60, 6, first=5000), 1000, folds=5)
-    with open('accuracy.json', 'w') as f: json.dump([verify(load_recogniser(o), pairs)['accuracy'] for o in folders], f)
+    with open('accuracy.json', 'w') as f: json.dump([verify(load_encoder(o), pairs)['accuracy'] for o in folders], f)
 
 @pytest.fixture
 def people(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_mistakes_are_told_by_both(start, people, tmp_path):
 
 def test_verify_in_two(start, cemiface, finished, dev):
     "The first does all of it; the second has nothing to do and says nothing"
-    args = ['verify', '--recogniser', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images', '--json']
+    args = ['verify', '--encoder', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images', '--json']
     first, second = (c.wait() for c in several(start, *args))
     assert first.code==second.code==0 and (second.out, second.err)==('', '')
     assert as_json(first.out)==as_json(cemiface(*args).out)

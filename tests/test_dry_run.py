@@ -8,14 +8,14 @@ from conftest import as_json, contents, in_process, refused, shell
 def big_faces():
     "Six toy people with five photos each at the paper's size, and an untrained E_id of its kind"
     from cemiface.data.faces import save_image
-    from cemiface.encoders.pretrained import Recogniser
+    from cemiface.encoders.pretrained import FaceEncoder
     from cemiface.data.toy import toy_faces
     people = toy_faces(6, 5, size=112)
     for k, (face, who) in enumerate(zip(people.images, people.labels)): save_image(face, f'photos/{who:03d}/{k:03d}.png')
-    Recogniser.of('ir50').save_pretrained('eid')
+    FaceEncoder.of('ir50').save_pretrained('eid')
 
 def test_plan(cemiface, finished, tmp_path):
-    args = ['run', '-r', 'lfw-cpu', '--dry-run', '--faces', finished.faces, '--recogniser', finished.encoder]
+    args = ['run', '-r', 'lfw-cpu', '--dry-run', '--faces', finished.faces, '--identity-encoder', finished.encoder]
     before = contents(finished.path)
     rates = dict(rows=[dict(work=k, size=32, rate=50., steps=10) for k in ('train', 'generate', 'recogniser', 'embed')])
     (tmp_path/'bench.json').write_text(json.dumps(rates))
@@ -43,7 +43,7 @@ def test_paper_at_full_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     in_process(big_faces)
     before = contents(tmp_path)
-    r = shell('run', '-r', 'paper', '--dry-run', '--faces', 'photos', '--recogniser', 'eid', '--device', 'cpu', '--json', cwd=tmp_path, timeout=600)
+    r = shell('run', '-r', 'paper', '--dry-run', '--faces', 'photos', '--identity-encoder', 'eid', '--device', 'cpu', '--json', cwd=tmp_path, timeout=600)
     assert r.code==0, r.err
     p = as_json(r.out)
     assert p['trial']['peak_memory_bytes'] < 16e9 and p['memory']['generator']['weights']==4*87_525_507

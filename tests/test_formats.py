@@ -61,7 +61,7 @@ def test_packed_faces_serve_every_verb(cemiface, finished, dev, tmp_path):
         generation=dict(per_identity=2, copies=1, steps=2, batch=8), recogniser=dict(epochs=1, batch=4))
     assert cemiface('pack', '--from', dev/'images', '--pairs', dev/'pairs.txt', '--to', 'dev.bin').code==0
     photos = ['--faces', 'x-*.tar', '--inquiries', 'x/train.rec', '--pairs', 'dev.bin']
-    r = cemiface('run', '-r', 'lfw-cpu', *sets(small), *photos, '--recogniser', finished.encoder, '--out', 'run')
+    r = cemiface('run', '-r', 'lfw-cpu', *sets(small), *photos, '--identity-encoder', finished.encoder, '--out', 'run')
     assert r.code==0, r.err
 
 # Pairs
@@ -69,7 +69,7 @@ def test_packed_faces_serve_every_verb(cemiface, finished, dev, tmp_path):
 def test_pairs_in_one_file(cemiface, finished, dev, tmp_path):
     names = ['lfw', 'cfp_fp', 'agedb_30', 'calfw', 'cplfw']
     for n in names: assert cemiface('pack', '--from', dev/'images', '--pairs', dev/'pairs.txt', '--to', f'{n}.bin').code==0
-    ask = ['verify', '--recogniser', finished.encoder, '--pairs']
+    ask = ['verify', '--encoder', finished.encoder, '--pairs']
     r = cemiface(*ask, *(f'{n}.bin' for n in names))
     assert r.code==0 and r.err=='', r
     columns, figures = (o.split() for o in r.out.splitlines()[-2:])
@@ -86,14 +86,14 @@ def verified_both_ways(folder):
     from cemiface.data.faces import PairSet
     from cemiface.data.packed import pack
     from cemiface.data.formats import read_pairs, write_pairs
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     from cemiface.recognition.verification import verify
     lfw = shared/'faces'/'lfw'
     p = read_pairs(lfw/'dev_pairs.txt')
     same, different = p.rows[:50], p.rows[300:350]
     write_pairs(folder/'pairs.txt', 10, [o for k in range(10) for o in same[k*5:][:5]+different[k*5:][:5]])
     pack(lfw/'dev', folder/'dev.bin', folder/'pairs.txt')
-    net = load_recogniser(shared/'weights'/'mobilefacenet-ms1m.safetensors')
+    net = load_encoder(shared/'weights'/'mobilefacenet-ms1m.safetensors')
     text, packed = PairSet.from_files(folder/'pairs.txt', lfw/'dev'), PairSet.from_files(folder/'dev.bin')
     assert (text.images==packed.images).all() and (text.left==packed.left).all() and (text.right==packed.right).all()
     for folds in (10, 2, 1):
@@ -177,7 +177,7 @@ class Evil:
 def test_a_bin_with_code_does_not_run_it(cemiface, finished, tmp_path):
     for protocol in range(6):
         (tmp_path/'x.bin').write_bytes(pickle.dumps(([Evil(tmp_path/'owned'), b''], [True]), protocol))
-        refused(cemiface('verify', '--recogniser', finished.encoder, '--pairs', 'x.bin'), 'x.bin', 'do not trust it')
+        refused(cemiface('verify', '--encoder', finished.encoder, '--pairs', 'x.bin'), 'x.bin', 'do not trust it')
         refused(cemiface('unpack', '--from', 'x.bin', '--to', 'new'), 'x.bin')
     assert [o.name for o in tmp_path.iterdir() if '.' not in o.name[:1]]==['x.bin']
 
@@ -215,7 +215,7 @@ def test_no_connection_is_made(cemiface, finished, dev, tmp_path):
     copy = shutil.copytree(finished.generator, tmp_path/'generator')
     tiny = ['--identities', 2, '--per-identity', 1, '--steps', 1, '--threshold', .9999]
     in_process(offline, tmp_path, [['pack', '--from', finished.faces, '--to', 'x.rec'], ['unpack', '--from', 'x.rec', '--to', 'back'],
-        ['verify', '--recogniser', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images'],
+        ['verify', '--encoder', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images'],
         ['analyse', '--faces', 'x.rec', '--judge', finished.judge], ['train-recogniser', '--faces', 'x.rec', '-r', 'toy', *sets(), '--out', 'net'],
         ['generate', '--generator', finished.generator, '--inquiries', 'x.rec', *tiny, '--out', 'new'], ['recipes'],
         ['calibrate', '--generator', copy, '--judge', finished.judge, '--faces', 'x.rec', '--control', 'sphere', '--limit', 2, '--steps', 1]])

@@ -150,7 +150,7 @@ def fuzz_recipe(d):
     return [p.read_bytes() for p in recipes().values()], case, dict(text=True)
 
 def fuzz_safetensors(d):
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     shutil.copytree(root/'cemiface'/'assets'/'toy'/'encoder', d/'net')
     file = d/'net'/'diffusion_pytorch_model.safetensors'
     weights, config = file.read_bytes(), (d/'net'/'config.json').read_bytes()
@@ -158,13 +158,13 @@ def fuzz_safetensors(d):
     def case(raw, r):
         if raw.lstrip()[:1] == b'{': (d/'net'/'config.json').write_bytes(raw); file.write_bytes(weights)
         else: (d/'net'/'config.json').write_bytes(config); file.write_bytes(raw+(b'' if r.random() < .5 else weights[len(raw):]))
-        if r.random() < .7: load_recogniser(d/'net')
-        else: shutil.copyfile(file, d/'x.safetensors'); load_recogniser(d/'x.safetensors')
+        if r.random() < .7: load_encoder(d/'net')
+        else: shutil.copyfile(file, d/'x.safetensors'); load_encoder(d/'x.safetensors')
     return [weights[:head], weights[:head+64], config], case, {}
 
 def fuzz_pth(d):
     import torch
-    from cemiface.encoders.pretrained import load_recogniser
+    from cemiface.encoders.pretrained import load_encoder
     seeds = []
     for new in (True, False):
         for o in ({'conv.weight': torch.zeros(2, 2)}, {'state_dict': {'a': torch.ones(3), 'n': 3, 's': 'text'}, 'epoch': 1}):
@@ -172,7 +172,7 @@ def fuzz_pth(d):
     class Evil:
         def __reduce__(self): return os.system, (f'touch {d.parent/"owned"}',)
     seeds.append(pickle.dumps(dict(a=Evil()))); out = io.BytesIO(); torch.save(dict(a=Evil()), out); seeds.append(out.getvalue())
-    def case(raw, r): at = d/r.choice(['x.pth', 'x.ckpt', 'x.pt']); at.write_bytes(raw); load_recogniser(at)
+    def case(raw, r): at = d/r.choice(['x.pth', 'x.ckpt', 'x.pt']); at.write_bytes(raw); load_encoder(at)
     return seeds, case, {}
 
 def fuzz_image(d):

@@ -36,7 +36,7 @@ def weights(folder):
 @pytest.mark.parametrize('every', [0, 1])                  # minutes between checkpoints: after every step, or only at the end
 def test_training(start, finished, tmp_path, request, every):
     if every and request.config.getoption('--kills')<50: pytest.skip('without checkpoints each start begins anew: only with --kills 50')
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(),
         *sets(dict(training=dict(epochs=15, batch=6, checkpoint_minutes=every))), '--json', '--out']                    # 45 steps
     killed_at_random(start, args, weights, tmp_path, request, f'training, checkpoints every {every} minutes')
 
@@ -47,7 +47,7 @@ def test_generation(start, finished, tmp_path, request):
 
 def test_damaged_checkpoint(start, finished, tmp_path):
     "The newest checkpoint is damaged: the one before is used, with a warning"
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
         '--json', '--out']                                                                                              # 12 steps
     assert start(*args, 'whole').wait().code==0
     c = start(*args, 'out', stop=dict(event='os.rename', pattern=r'checkpoint\.pt$', nth=9)).wait()
@@ -64,7 +64,7 @@ def test_damaged_checkpoint(start, finished, tmp_path):
 
 def test_force(start, finished, tmp_path):
     "Other settings are refused by name, or accepted where that makes sense and is asked for"
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
         '--json', '--out', 'out']
     assert start(*args, stop=dict(event='os.rename', pattern=r'checkpoint\.pt$', nth=2)).wait().code==-signal.SIGKILL
     lower, other = (['-s', f'{k}'] for k in ('training.lr=0.001', 'unet.layers=2'))
@@ -77,7 +77,7 @@ def test_force(start, finished, tmp_path):
 
 def test_preempted(start, finished, tmp_path):
     "A cluster takes its machine back: SIGTERM makes a checkpoint in time, although none is due for an hour"
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(),
         *sets(dict(training=dict(epochs=200, batch=6, checkpoint_minutes=60))), '--json', '--out', 'out']                # 600 steps
     c = start(*args)
     while not (tmp_path/'out'/'training'/'log.jsonl').exists() or not (tmp_path/'out'/'training'/'log.jsonl').stat().st_size: time.sleep(.05)

@@ -27,12 +27,12 @@ def calls(finished, dev):
     def change(**swap):
         o = {**good, **swap}
         train, made = ['--faces', o['photos'], '-r', 'toy', *sets(), '--out', o['out']], ['--identities', 2, '--per-identity', 1, '--steps', 1]
-        return dict(train_recogniser=['train-recogniser', *train], train_generator=['train-generator', '--recogniser', o['net'], *train],
+        return dict(train_recogniser=['train-recogniser', *train], train_generator=['train-generator', '--identity-encoder', o['net'], *train],
             generate=['generate', '--generator', o['generator'], '--inquiries', o['photos'], *made, '--threshold', .9999, '--out', o['out']],
-            verify=['verify', '--recogniser', o['net'], '--pairs', o['pairs'], '--images', o['images']],
+            verify=['verify', '--encoder', o['net'], '--pairs', o['pairs'], '--images', o['images']],
             analyse=['analyse', '--faces', o['photos'], '--judge', o['net']], toy=['run', '-r', 'toy', *sets(), '--out', o['out']],
             against=['analyse', '--faces', finished.faces, '--judge', o['net'], '--against', o['photos']],
-            run=['run', '-r', 'lfw-cpu', '--faces', o['photos'], '--recogniser', o['net'], '--pairs', o['pairs'], '--images', o['images'],
+            run=['run', '-r', 'lfw-cpu', '--faces', o['photos'], '--identity-encoder', o['net'], '--pairs', o['pairs'], '--images', o['images'],
                 '--out', o['out']])
     return change
 
@@ -156,7 +156,7 @@ def test_newer_versions(mistake, calls, finished, tmp_path):
     shutil.copytree(finished.path, tmp_path/'run')
     again = calls(out='run')['toy']
     for name, args in {'run.json': again, 'stages/inquiries.json': again, 'analysis/real.json': again,
-            'recognisers/real-0/verification.json': again, 'encoder/config.json': calls(net='run/encoder')['verify'],
+            'recognisers/real-0/verification.json': again, 'identity_encoder/config.json': calls(net='run/identity_encoder')['verify'],
             'generator/model_index.json': calls(generator='run/generator')['generate']}.items():
         file = tmp_path/'run'/name; old = file.read_bytes()
         edit(file, **dict(trained=dict(format_version=99)) if 'model_index' in name else dict(format_version=99))

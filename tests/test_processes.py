@@ -75,12 +75,12 @@ def losses(env, out):
     from cemiface.data import toy as toyfaces
     from cemiface.generator import training
     from cemiface.recipe import TrainingConfig, load_recipe
-    from cemiface.encoders.pretrained import Recogniser
+    from cemiface.encoders.pretrained import FaceEncoder
     import torch
     torch.manual_seed(0)
-    parts, eid, n = load_recipe('toy').parts, Recogniser.of('toy'), training.processes(cpu=True).num_processes
+    parts, eid, n = load_recipe('toy').parts, FaceEncoder.of('toy'), training.processes(cpu=True).num_processes
     assert n==int(env.get('WORLD_SIZE', 1))                    # a launcher may silently start a single one
-    parts.training = TrainingConfig(epochs=1, batch=12, similarity_share=.5)
+    parts.training = TrainingConfig(epochs=1, batch=12, similarity_fraction=.5)
     training.TrainingLog = partial(training.TrainingLog, every=1)
     rows = training.train_denoiser(toyfaces.toy_faces(30, 8), eid, parts, out/'state', cpu=True)[1]
     (out/f'losses-{n}-{env.get("RANK", 0)}.json').write_text(json.dumps([[r[k] for k in ('loss', 'mse', 'match', 's')] for r in rows]))
@@ -103,7 +103,7 @@ def test_mistakes_are_told_by_both(start, generate, finished, tmp_path):
 
 def test_train_generator(start, cemiface, finished, tmp_path):
     values = dict(epochs=16.67, batch=6, lr=1e-3, precision='no', checkpoint_minutes=1)         # 50 steps
-    args = ['train-generator', '--faces', finished.faces, '--recogniser', finished.encoder, '-r', 'toy', *sets(),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(),
         *sets(dict(training=values)), '--json', '--out']
     single, *both = cemiface(*args, 'single'), *(c.wait() for c in several(start, *args, 'double'))
     assert [r.code for r in (single, *both)]==[0, 0, 0], both

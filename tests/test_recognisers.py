@@ -54,7 +54,7 @@ def ijb(d, photos):
 
 def test_ijb(cemiface, photos, tmp_path):
     meta = ijb(tmp_path/'ijb', photos)
-    ask = ['verify', '--recogniser', encoder, '--ijb', 'ijb']
+    ask = ['verify', '--encoder', encoder, '--ijb', 'ijb']
     table = as_json(cemiface(*ask, '--json').out); r, = table['results']
     assert table['average'] is None and (r['name'], r['accuracy'], r['pairs'], r['templates'])==('ijbb', None, 15, 6)
     assert list(r['tar_at_far'])==['1e-06', '1e-05', '0.0001', '0.001', '0.01', '0.1'] and all(0<=v<=1 for v in r['tar_at_far'].values())
@@ -62,13 +62,13 @@ def test_ijb(cemiface, photos, tmp_path):
     with open(meta/'ijbb_template_pair_label.txt', 'a') as f: f.write('5 99 0\n')
     refused(cemiface(*ask), 'ijbb_template_pair_label.txt', 'line 16')
     (meta/'ijbb_face_tid_mid.txt').write_text(line('../../x.png', 0, 0)); refused(cemiface(*ask), 'line 1', '../../x.png')
-    refused(cemiface('verify', '--recogniser', encoder), '--pairs', '--ijb')
+    refused(cemiface('verify', '--encoder', encoder), '--pairs', '--ijb')
 
 def test_own_network(cemiface, photos, tmp_path):
     (tmp_path/'nets.py').write_text(nets); ijb(tmp_path/'ijb', photos)
-    assert as_json(cemiface('verify', '--recogniser', 'nets:build', '--ijb', 'ijb', '--json').out)['results'][0]['pairs']==15
-    refused(cemiface('verify', '--recogniser', 'nets:absent', '--ijb', 'ijb'), 'nets', 'absent')
-    r = cemiface('train-generator', '--faces', samples, '-r', 'toy', *sets({k: tiny[k] for k in ('training',)}), '--recogniser', 'nets:build', '--out', 'G')
+    assert as_json(cemiface('verify', '--encoder', 'nets:build', '--ijb', 'ijb', '--json').out)['results'][0]['pairs']==15
+    refused(cemiface('verify', '--encoder', 'nets:absent', '--ijb', 'ijb'), 'nets', 'absent')
+    r = cemiface('train-generator', '--faces', samples, '-r', 'toy', *sets({k: tiny[k] for k in ('training',)}), '--identity-encoder', 'nets:build', '--out', 'G')
     assert r.code==0, r.err
     draw = ['generate', '--generator', 'G', '--inquiries', samples, '--identities', 2, '--per-identity', 1, '--steps', 2, '--threshold', 1, '--out', 'set']
     refused(cemiface(*draw), 'nets:build', 'CEMIFACE_NETWORKS')          # a folder may not choose what code is run

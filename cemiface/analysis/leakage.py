@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BINS', 'PROMISE', 'impostor_similarities', 'far_threshold', 'impostor_distribution', 'chance_above', 'leakage_report',
-           'leakage_table', 'offenders', 'membership', 'Strangers', 'find_strangers', 'leakage_facts',
-           'leakage_beside_strangers', 'leakage_words', 'Screen']
+           'leakage_table', 'offenders', 'membership', 'NonMembers', 'find_nonmembers', 'leakage_facts',
+           'leakage_beside_nonmembers', 'leakage_words', 'Screen']
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c59a2963
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import CemiFaceError, text_table
 from ..data.faces import FaceSet
-from ..encoders.pretrained import embed, Recogniser
+from ..encoders.pretrained import embed, FaceEncoder
 from cemiface.analysis.similarity import (file_of, identity_centres, nearest, pair_cosines, random_pairs,
     set_embeddings)
 
@@ -31,12 +31,12 @@ def impostor_similarities(
     return pair_cosines(e, *random_pairs(persons, min(pairs, int((n.sum()**2-(n**2).sum())//2)) or 1, False, seed))
 
 def far_threshold(
-    sim_impostor, # cosines of strangers, (n,)
+    sim_impostor, # cosines of non-members, (n,)
     far:float=1e-4, # share of them that may lie above, in (0,1)
 )->float: # a cosine
-    "The lowest threshold that no more than this share of strangers exceeds; CemiFaceError where there are too few of them to tell"
+    "The lowest threshold that no more than this share of non-members exceeds; CemiFaceError where there are too few of them to tell"
     n = len(sim_impostor)
-    if n*far < 1-1e-9: raise CemiFaceError(f'a false acceptance rate of {far:g} cannot be told from {n:,} pairs of strangers; '
+    if n*far < 1-1e-9: raise CemiFaceError(f'a false acceptance rate of {far:g} cannot be told from {n:,} pairs of non-members; '
                                            f'it takes {math.ceil(1/far-1e-9):,}')
     k = n-1-min(int(n*far+1e-9), n-1)
     return float(np.partition(np.asarray(sim_impostor), k)[k])
@@ -85,10 +85,10 @@ def chance_above(
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cb2841bc
 def _level(cos, who, real, threshold):
-    "How near, beside real strangers"
+    "How near, beside non-members"
     c = chance_above(cos, real, who)
-    above, strangers = float((cos > threshold).mean()), float((real > threshold).mean())
-    return dict(faces=len(cos), mean=float(cos.mean()), max=float(cos.max()), above=above, excess=above-strangers, nearer=c['auc'], ci95=c['ci95'])
+    above, nonmembers = float((cos > threshold).mean()), float((real > threshold).mean())
+    return dict(faces=len(cos), mean=float(cos.mean()), max=float(cos.max()), above=above, excess=above-nonmembers, nearer=c['auc'], ci95=c['ci95'])
 
 def leakage_report(
     e, # embeddings of the set, (n,d)
@@ -101,7 +101,7 @@ def leakage_report(
     batch:int=4096, # rows of either side at a time
     device:str='cpu', # where to multiply
 )->dict: # threshold; generated, inquiries, real: faces, mean, max, above, excess, nearer, ci95; identities: a row each; cosine, nearest: of each face, (n,)
-    "Nearest training face of every face and every inquiry, beside the level that real strangers reach"
+    "Nearest training face of every face and every inquiry, beside the level that non-members reach"
     labels, persons = np.asarray(labels), np.arange(len(e_train)) if persons is None else np.asarray(persons)
     (cos, at), (cos_q, at_q) = (nearest(o, e_train, batch, device) for o in (e, e_inquiry))
     order = np.lexsort((-cos, labels))
@@ -119,7 +119,7 @@ def leakage_table(
     parts = [(f'{name}, {part}', r[part]) for name, r in reports.items() for part in ('generated', 'inquiries')]
     first = next(iter(reports.values()))
     rows = [[name, f"{v['faces']:,}", f"{v['mean']:.3f}", f"{v['max']:.3f}", f"{v['above']:.1%}", f"{100*v['excess']:+.1f}",
-             f"{v['nearer']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"] for name, v in [*parts, ('real strangers', first['real'])]]
+             f"{v['nearer']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"] for name, v in [*parts, ('non-members', first['real'])]]
     return text_table(['nearest training face', 'faces', 'mean', 'max', f"above {first['threshold']:.2f}", 'excess', 'nearer than strangers'], rows)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cc0a9950
@@ -148,7 +148,7 @@ def membership(
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c1589019
 @dataclass
-class Strangers:
+class NonMembers:
     "How near real people who were not trained on come to the training faces, by a judge"
     cosine:list[float] # of each of their photos (at most 4,096) to the nearest training face
     who:str # they are
@@ -156,51 +156,51 @@ class Strangers:
     far:float # share of pairs of different real people that may exceed it
     pairs:int # that it was taken from
 
-def find_strangers(
+def find_nonmembers(
     e_train, # the judge's embeddings of the training faces, (k,d), may be a memory map
     persons=None, # who they are, (k,); None if nobody knows
     e_held=None, # embeddings of real people who were not trained on, (n,d); by default the training people serve, each against the others
     who_held=None, # who they are, (n,)
     device:str='cpu', # where to multiply
-)->Strangers:
+)->NonMembers:
     "Measure them; raises CemiFaceError where nobody's identity is known"
-    if persons is None and e_held is None: raise CemiFaceError('the level of strangers needs photos with identities: PHOTOS/IDENTITY/*.jpg')
+    if persons is None and e_held is None: raise CemiFaceError('the level of non-members needs photos with identities: PHOTOS/IDENTITY/*.jpg')
     pairs = impostor_similarities(*((e_held, who_held) if persons is None else (e_train, persons)), 200_000)
     far = max(1e-4, 1/len(pairs))
     level = impostor_distribution(e_train, persons, e_held, device=device)
     who = 'the other training people' if e_held is None else 'people of the verification pairs'
-    return Strangers([round(float(v), 5) for v in level], who, far_threshold(pairs, far), far, len(pairs))
+    return NonMembers([round(float(v), 5) for v in level], who, far_threshold(pairs, far), far, len(pairs))
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cd5e8197
 def leakage_facts(
     report:dict, # of leakage_report
-    strangers:Strangers, # that it was made with
+    nonmembers:NonMembers, # that it was made with
     judge:str, # who measured
-    asked:bool=True, # are the report's inquiries those of the set?
-)->dict: # max, mean, q99, above, excess, nearer, ci95, threshold, far, judge; inquiries and strangers: likewise
+    requested:bool=True, # are the report's inquiries those of the set?
+)->dict: # max, mean, q99, above, excess, nearer, ci95, threshold, far, judge; inquiries and non-members: likewise
     "The leakage of a set, as results.json has it"
     part = lambda p, cos: {k: report[p][k] for k in ('faces', 'mean', 'max', 'above', 'excess', 'nearer', 'ci95')} | dict(q99=float(np.quantile(cos, .99)))
-    real = part('real', strangers.cosine)
-    return part('generated', report['cosine']) | dict(judge=judge, threshold=strangers.threshold, far=strangers.far, pairs=strangers.pairs,
-        inquiries=part('inquiries', [r['inquiry'] for r in report['identities']]) if asked else None,
-        strangers={k: real[k] for k in ('faces', 'mean', 'max', 'q99', 'above')} | dict(who=strangers.who))
+    real = part('real', nonmembers.cosine)
+    return part('generated', report['cosine']) | dict(judge=judge, threshold=nonmembers.threshold, far=nonmembers.far, pairs=nonmembers.pairs,
+        inquiries=part('inquiries', [r['inquiry'] for r in report['identities']]) if requested else None,
+        nonmembers={k: real[k] for k in ('faces', 'mean', 'max', 'q99', 'above')} | dict(who=nonmembers.who))
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cc1939d6
-def leakage_beside_strangers(
+def leakage_beside_nonmembers(
     faces:FaceSet, # a set, labelled or not
     inquiries:FaceSet|None, # its image k is the inquiry of identity k
     photos:FaceSet, # that its generator was trained on, with identities
-    judge:Recogniser, # best one that took no part in training
+    judge:FaceEncoder, # best one that took no part in training
     device=None, # where to compute
 )->dict: # as leakage_facts, and who: the file of the set and of the photos that are nearest to each other
-    "Leakage of any set, the strangers being the people of the photos, each against the others"
+    "Leakage of any set, the non-members being the people of the photos, each against the others"
     e, e_photos = (set_embeddings(judge, o, device=device) for o in (faces, photos))
     y = faces.labels if faces.identities else np.arange(len(faces))
-    strangers = find_strangers(e_photos, photos.labels, device=device or 'cpu')
+    nonmembers = find_nonmembers(e_photos, photos.labels, device=device or 'cpu')
     e_inquiry = identity_centres(e, y) if inquiries is None else set_embeddings(judge, inquiries, device=device)      # which the report wants
-    report = leakage_report(e, y, e_inquiry, e_photos, np.array(strangers.cosine), strangers.threshold, photos.labels, device=device or 'cpu')
+    report = leakage_report(e, y, e_inquiry, e_photos, np.array(nonmembers.cosine), nonmembers.threshold, photos.labels, device=device or 'cpu')
     k = int(report['cosine'].argmax())
-    return leakage_facts(report, strangers, f'{judge.config.arch} {judge.fingerprint[:8]}', inquiries is not None) | dict(
+    return leakage_facts(report, nonmembers, f'{judge.config.arch} {judge.fingerprint[:8]}', inquiries is not None) | dict(
         who=[file_of(faces, k), file_of(photos, int(report['nearest'][k]))])
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cfdfa9a1
@@ -212,9 +212,9 @@ def _percent(v): return f'{100*v:.1f}%'
 def _nearness(p, level):
     "What the figures of faces or inquiries say, beside strangers"
     lo, hi = p['ci95']
-    verdict = ('they are nearer to the training photos than strangers are' if lo > .5 else
-               'they keep farther from the training photos than strangers do' if hi < .5 else 'no difference from strangers is to be seen')
-    return (f'{_percent(p["above"])} are above the threshold; of the strangers, {_percent(level["above"])}. One of them is nearer to its nearest '
+    verdict = ('they are nearer to the training photos than non-members are' if lo > .5 else
+               'they keep farther from the training photos than non-members do' if hi < .5 else 'no difference from non-members is to be seen')
+    return (f'{_percent(p["above"])} are above the threshold; of the non-members, {_percent(level["above"])}. One of them is nearer to its nearest '
             f'training photo than a stranger to its own in {100*p["nearer"]:.0f}% of comparisons '
             f'(95% interval {100*lo:.0f} to {100*hi:.0f}%; 50% is no difference): {verdict}.')
 
@@ -222,25 +222,25 @@ def leakage_words(
     leak:dict, # leakage of a set of results.json
 )->list[str]: # paragraphs
     "How near a set comes to the training photos, in plain words"
-    level, q, nobody = leak['strangers'], leak['inquiries'], f'at most one of {1/leak["far"]:,.0f} pairs of different real people'
+    level, q, nobody = leak['nonmembers'], leak['inquiries'], f'at most one of {1/leak["far"]:,.0f} pairs of different real people'
     out = [f'Every face was compared with every photo that the generator was trained on ({leak["judge"]}). The threshold is a cosine of '
-        f'{leak["threshold"]:.2f}, which {nobody} exceeds. The strangers are {level["faces"]:,} photos of {level["who"]}, measured in the same way.',
+        f'{leak["threshold"]:.2f}, which {nobody} exceeds. The non-members are {level["faces"]:,} photos of {level["who"]}, measured in the same way.',
         f'Faces: to the nearest training photo {leak["mean"]:.3f} on average, at most {leak["q99"]:.3f} for 99 of 100 '
-        f'(strangers {level["mean"]:.3f} and {level["q99"]:.3f}). {_nearness(leak, level)}']
+        f'(non-members {level["mean"]:.3f} and {level["q99"]:.3f}). {_nearness(leak, level)}']
     if q: out.append(f'Inquiries: {q["mean"]:.3f} on average. {_nearness(q, level)}'+
         (' Some of them are training photos, or nearly so: their identities are those of real people.' if q['max'] > .99 else ''))
     return out
 
-PROMISE = """What this promises: how often this judge would take a face for somebody in the training photos, beside how often it takes real strangers for them.
+PROMISE = """What this promises: how often this judge would take a face for somebody in the training photos, beside how often it takes non-members for them.
 What it does not: that nobody is recognised, by people or by another recogniser; that nothing else can be learned about the training photos from the faces
-or from the generator; or that the set is anonymous. Wrong labels among the training photos make strangers look nearer than they are, and the largest
+or from the generator; or that the set is anonymous. Wrong labels among the training photos make non-members look nearer than they are, and the largest
 cosine of a set says little, for it grows with the number of photos."""
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c922be78
 class Screen:
     "Tells how near faces come to training photos, by a judge"
     def __init__(self,
-        judge:Recogniser, # best one that took no part in training
+        judge:FaceEncoder, # best one that took no part in training
         photos:FaceSet, # that the generator was trained on
         limit:float, # largest cosine to one of them that is put up with
         device=None, # where to compute

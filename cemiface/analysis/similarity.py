@@ -19,7 +19,7 @@ from ..core import CemiFaceError
 from ..plots import COLOURS, LINES
 from ..data.faces import FaceSet
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed_set, Recogniser
+from ..encoders.pretrained import embed_set, FaceEncoder
 from ..recognition.verification import roc, tar_at_far
 
 # %% ../../nbs/60_analysis.similarity.ipynb #ca7aa3fb
@@ -292,7 +292,7 @@ def leakage(
 
 # %% ../../nbs/60_analysis.similarity.ipynb #cfb7fa90
 def set_embeddings(
-    judge:Recogniser, # whose eyes
+    judge:FaceEncoder, # whose eyes
     faces:FaceSet, # any set
     cache=None, # folder of kept embeddings
     device=None, # where to compute
@@ -302,7 +302,7 @@ def set_embeddings(
 
 def analyse(
     faces:FaceSet, # a synthetic set, or any other
-    judge:Recogniser, # best one that took no part in making the set
+    judge:FaceEncoder, # best one that took no part in making the set
     inquiries:FaceSet|None=None, # its image k is the inquiry of identity k, faces.names[k]
     against:FaceSet|None=None, # the training faces of the generator, for leakage
     cache=None, # folder of kept embeddings

@@ -30,7 +30,7 @@ from ..plots import COLOURS
 from ..data.faces import FaceSet, to_float
 from ..data.toy import IDENTITY, NUISANCE, toy_faces, toy_nuisance
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, Recogniser
+from ..encoders.pretrained import embed, FaceEncoder
 from ..recognition.verification import bootstrap_interval
 from .similarity import _sums, label_margins, label_noise, rank1, within_identity
 
@@ -75,11 +75,11 @@ def nuisance_probe(
 
 # %% ../../nbs/61_analysis.variety.ipynb #cf47a606
 def nuisance_kept(
-    recogniser:Recogniser, # E_id, or any other
+    encoder:FaceEncoder, # E_id, or any other
     **kw, # people, per_identity, size, first of nuisance_probe
 )->dict: # mean: share of the nuisances' variance that a linear map reads from the embedding, of unseen people; each: by nuisance
     "How much pose, light, background and so on an embedding keeps"
-    r2 = nuisance_probe(partial(embed, recogniser), **kw).r2
+    r2 = nuisance_probe(partial(embed, encoder), **kw).r2
     return dict(mean=float(np.mean(list(r2.values()))), each=r2)
 
 # %% ../../nbs/61_analysis.variety.ipynb #c9e88072
@@ -142,7 +142,7 @@ class _Bytes(torch.nn.Module):
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
     others, # of another, for instance real ones, uint8 (k,3,h,w)
-    network=None, # features: (b,3,h,w) in [-1,1] -> (b,d), a Recogniser for instance; by default Inception with 2,048, as in the papers
+    network=None, # features: (b,3,h,w) in [-1,1] -> (b,d), a FaceEncoder for instance; by default Inception with 2,048, as in the papers
     batch:int=256, # images at a time
     device:str='cpu', # where to compute
 )->float: # 0 for equal means and covariances

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..core import (
     CemiFaceError, fingerprint, progress, read_text, RunFolder, sha256_file, write_text)
-from ..recipe import knob
+from ..recipe import setting
 from .formats import scan_folder
 from .faces import _decode, _threads, save_image
 
@@ -70,9 +70,9 @@ def align_face(
 @dataclass
 class AlignRules:
     "When a photo is left out"
-    min_side:float = knob(32., 'smallest side of a face (of the square that is cut out), pixels of the photo', above=0)
-    rival:float = knob(.6, 'largest prominence (size times score) of a second face, as a share of the first', lo=0, hi=1)
-    max_misfit:float = knob(10., 'largest distance of landmarks from their places (root mean square), pixels of 112', above=0)
+    min_side:float = setting(32., 'smallest side of a face (of the square that is cut out), pixels of the photo', above=0)
+    rival:float = setting(.6, 'largest prominence (size times score) of a second face, as a share of the first', lo=0, hi=1)
+    max_misfit:float = setting(10., 'largest distance of landmarks from their places (root mean square), pixels of 112', above=0)
 
 def _side(points): return 112*np.sqrt(points.var(0).sum()/_PLACES.var(0).sum())   # of the square that aligning cuts out, about
 

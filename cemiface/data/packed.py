@@ -439,11 +439,11 @@ def with_inquiries(
     copies:int, # of each
 )->list[Entry]: # both
     "A set together with copies of its inquiries. Raises CemiFaceError when they are of other people"
-    asked = {o.identity:o for o in scan(inquiries)}
-    absent = sorted({str(o.identity) for o in entries if o.identity not in asked or o.identity is None})
+    requested = {o.identity:o for o in scan(inquiries)}
+    absent = sorted({str(o.identity) for o in entries if o.identity not in requested or o.identity is None})
     if absent: raise CemiFaceError(f'{inquiries} has no inquiry of {absent[0]}; it belongs to another set')
     people = dict.fromkeys(o.identity for o in entries)
-    more = [asked[k]._replace(name=f'{k}/inquiry-{i:03d}{PurePosixPath(asked[k].name).suffix}') for k in people for i in range(copies)]
+    more = [requested[k]._replace(name=f'{k}/inquiry-{i:03d}{PurePosixPath(requested[k].name).suffix}') for k in people for i in range(copies)]
     return entries+more
 
 # %% ../../nbs/11_data.packed.ipynb #c61cad42

@@ -76,7 +76,7 @@ def toy_cnn(
     height:int, # pixels
     width:int, # pixels
 )->nn.Module: # (b,3,height,width) -> (b,dim)
-    "The recogniser of the toy: 0.16 M parameters at 24 pixels."
+    "The face encoder of the toy: 0.16 M parameters at 24 pixels."
     flat = 72 * -(-height//8) * -(-width//8)
     return named(stem=nn.Sequential(conv(3, 24, s=2), nn.BatchNorm2d(24), nn.PReLU(24)), stage1=ToyBlock(24, 48), stage2=ToyBlock(48, 72),
         flatten=nn.Flatten(), norm=nn.BatchNorm1d(flat), fc=nn.Linear(flat, dim, bias=False), out=nn.BatchNorm1d(dim))
@@ -216,7 +216,7 @@ def conventions(
     if ':' in arch: return own_network(arch)[1]
     if arch not in ARCHS:
         near = difflib.get_close_matches(arch, ARCHS, 1, 0)[0]
-        raise CemiFaceError(f'recogniser architecture {arch!r} is not known; did you mean {near!r}? Known: {", ".join(ARCHS)}')
+        raise CemiFaceError(f'face encoder architecture {arch!r} is not known; did you mean {near!r}? Known: {", ".join(ARCHS)}')
     dim, height, width = _SIZE[arch]
     return dict(dim=dim, height=height, width=width, crop=None, colour='rgb', mean=(.5,)*3, std=(.5,)*3) | _PIXELS.get(arch, {})
 
@@ -243,7 +243,7 @@ def own_network(
     named = named or spec in os.environ.get('CEMIFACE_NETWORKS', '').split(',')
     if spec in _own and not settings: return _own[spec]
     if not named: raise CemiFaceError(f'{spec} is code from outside cemiface; if you trust it, name it in the environment variable CEMIFACE_NETWORKS')
-    made = import_path(spec, 'recogniser')()
+    made = import_path(spec, 'encoder')()
     net, told = made if isinstance(made, tuple) and len(made)==2 else (made, {})
     c = dict(height=112, width=112, crop=None, colour='rgb', mean=(.5,)*3, std=(.5,)*3)
     if not (isinstance(net, nn.Module) and isinstance(told, dict) and told.keys() <= c.keys()):

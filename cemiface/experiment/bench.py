@@ -34,17 +34,17 @@ from torchvision.transforms import v2
 
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, text_table
 from ..recipe import LossConfig, Recipe
-from ..runtime import (default_device, hardware, peak_memory, precision_here, reset_peak,
+from ..runtime import (default_device, hardware, peak_memory, resolve_precision, reset_peak,
     try_compile, workers)
 from ..data.faces import FaceSet, FaceStore, to_float, to_uint8
 from ..data.toy import toy_faces
 from ..encoders.backbones import ARCHS, cosine
-from ..encoders.pretrained import embed, embed_set, load_recogniser, Recogniser
-from ..generator.schedule import add_noise, clean_estimate, ddim, make_scheduler, target
-from ..generator.condition import Condition, face_generator
+from ..encoders.pretrained import embed, embed_set, load_encoder, FaceEncoder
+from ..generator.schedule import add_noise, predict_x0, ddim, make_scheduler, target
+from ..generator.condition import Condition, face_rng
 from ..generator.denoiser import build_denoiser, build_unet, Denoiser
 from ..generator.losses import diffusion_mse, DISTANCES, similarity_matching
-from ..generator.training import (_gradient_norm, _prepare, ahead, backward, draw_noise,
+from ..generator.training import (_gradient_norm, _prepare, prefetch, backward, draw_noise,
     draw_step, gather, NonFinite, step_loss)
 from ..generator.sampling import check_steps, draw_batch, for_sampling, slice_size
 from ..generator.pipeline import CemiFacePipeline
@@ -130,9 +130,9 @@ class Setting:
         if size < 8: raise CemiFaceError(f'size = {size} is too small for bench; use at least 8')
         check_steps(recipe.generation.steps, recipe.schedule.steps)
         torch.manual_seed(0)
-        name = eid or (recipe.encoder.arch if recipe.faces.source == 'toy' else 'ir50' if size >= 112 else 'mobilefacenet')
+        name = eid or (recipe.identity_encoder.arch if recipe.faces.source == 'toy' else 'ir50' if size >= 112 else 'mobilefacenet')
         self.name = name if name in ARCHS else Path(name).name
-        self.eid = (Recogniser.of(name) if name in ARCHS else load_recogniser(name)).to(self.device)
+        self.eid = (FaceEncoder.of(name) if name in ARCHS else load_encoder(name)).to(self.device)
         most = max(recipe.training.batch, recipe.recogniser.batch, recipe.generation.batch or 0)
         self.faces = toy_faces(max(8, -(-most//8)), 8, size)
         build_denoiser(recipe.unet, recipe.condition, 2, size)
@@ -166,29 +166,29 @@ def train_job(
     draws = lambda step: draw_step(cfg, len(s.faces), p.schedule.steps, p.condition.dropout, 0, step)
     make = lambda step: [gather(d, store, e_all, *o) for d in [draws(step)] for o in r.share]
     loss_of = lambda b, eps, u: step_loss(r.net, r.guide, r.sch, p.loss, p.loss.lam, b, eps)
-    stream, watch = ahead(make, range(sys.maxsize)), NonFinite(r.acc, math.inf, str)
+    stream, watch = prefetch(make, range(sys.maxsize)), NonFinite(r.acc, math.inf, str)
     def call():
         step, slices = next(stream)
         eps = draw_noise((cfg.batch, *slices[0].x0.shape[1:]), 0, step, s.device)
         loss, _ = backward(r, loss_of, slices, [eps[k::n] for k, n in r.share], [None]*len(slices))
         watch.watch(r.opt, _gradient_norm(r.acc, r.net, cfg.clip), loss, step)
         r.opt.step(); r.opt.zero_grad(); r.ema.step(r.bare.parameters())
-    return Job(call, cfg.batch, cfg.batch, precision_here(cfg.precision, s.device), compiled=r.bare.unet._compiled_call_impl is not None)
+    return Job(call, cfg.batch, cfg.batch, resolve_precision(cfg.precision, s.device), compiled=r.bare.unet._compiled_call_impl is not None)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c7bdc63b
 def naive_loss(
     denoiser, # Denoiser
-    recogniser:Recogniser, # E_id, unfolded
+    identity_encoder:FaceEncoder, # E_id, unfolded
     sch, # DDPMScheduler
     loss:LossConfig, # distance
     lam:float, # weight of similarity matching
     b, # batch: x0, t, m, drop; similar (which faces bear the similarity term) and their number
     eps:Tensor, # noise, (b,3,h,w)
 )->Tensor: # loss of the batch, ()
-    "The loss of a training step as one would write it first: the recogniser runs three times"
+    "The loss of a training step as one would write it first: the identity encoder runs three times"
     xt, k = add_noise(sch, b.x0, eps, b.t), b.similar
-    out = denoiser(xt, b.t, recogniser(b.x0), b.m, b.drop)
-    s = cosine(recogniser(b.x0[k]), recogniser(clean_estimate(sch, out[k], xt[k], b.t[k])))
+    out = denoiser(xt, b.t, identity_encoder(b.x0), b.m, b.drop)
+    s = cosine(identity_encoder(b.x0[k]), identity_encoder(predict_x0(sch, out[k], xt[k], b.t[k])))
     match = similarity_matching(s, b.m[k], b.t[k], sch.config.num_train_timesteps, DISTANCES[loss.distance]).sum()/b.number
     return diffusion_mse(out, target(sch, b.x0, eps, b.t)).mean() + lam*match
 
@@ -212,7 +212,7 @@ def naive_train_job(
         x0 = next(stream)[0].to(s.device)
         x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=s.device) < .5, x0.flip(3), x0)
         b = draw_step(cfg, len(s.faces), p.schedule.steps, p.condition.dropout, 0, 0)
-        b.x0, b.similar, b.number = x0, b.bears.nonzero()[:, 0].to(s.device), max(1, int(b.bears.sum()))
+        b.x0, b.similar, b.number = x0, b.matched.nonzero()[:, 0].to(s.device), max(1, int(b.matched.sum()))
         for k in ('t', 'm', 'drop'): setattr(b, k, getattr(b, k).to(s.device))
         naive_loss(net, s.eid, sch, p.loss, p.loss.lam, b, torch.randn_like(x0)).backward()
         if cfg.clip: torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)
@@ -222,7 +222,7 @@ def naive_train_job(
     return Job(call, cfg.batch, cfg.batch, 'no')
 
 # %% ../../nbs/72_experiment.bench.ipynb #c7390da1
-def _asked(s):
+def _requested(s):
     "The recipe, inquiries and similarities of a batch of faces"
     cfg = replace(s.recipe.generation, batch=s.recipe.generation.batch or 128)
     e = torch.as_tensor(embed(s.eid, s.faces.images[:cfg.batch]), device=s.device)
@@ -236,7 +236,7 @@ def _generator(s):
 
 def _pipeline(s):
     "An untrained generator as a set is drawn with it, compiled where the recipe asks for it, and whether it is"
-    cfg, e, _ = _asked(s)
+    cfg, e, _ = _requested(s)
     pipe = for_sampling(_generator(s), cfg)
     mode = 'reduce-overhead' if s.device.type == 'cuda' and cfg.guidance == 1 else None
     probe = lambda: draw_batch(pipe, e[:1], 1., 'scalar', [(0, 0)], 0, replace(cfg, steps=2))       # a single slice
@@ -246,22 +246,22 @@ def sample_job(
     s:Setting, # what to work on
 )->Job:
     "The sampling loop of the pipeline"
-    (pipe, compiled), (cfg, e, m) = _pipeline(s), _asked(s)
+    (pipe, compiled), (cfg, e, m) = _pipeline(s), _requested(s)
     size = slice_size(cfg.batch, s.device)
     def part(i):
         k = range(cfg.batch)[i:i+size]
-        pipe.sample(e[k.start:k.stop], m[k.start:k.stop], [face_generator(0, j, 0, s.device) for j in k], cfg.steps, cfg.eta, cfg.guidance)
+        pipe.sample(e[k.start:k.stop], m[k.start:k.stop], [face_rng(0, j, 0, s.device) for j in k], cfg.steps, cfg.eta, cfg.guidance)
     def call():
         with workers(s.device) as each: list(each(part, range(0, cfg.batch, size)))
-    return Job(call, _passes(cfg), cfg.batch, precision_here(cfg.precision, s.device), 'eval/s', compiled)
+    return Job(call, _passes(cfg), cfg.batch, resolve_precision(cfg.precision, s.device), 'eval/s', compiled)
 
 def generate_job(
     s:Setting, # what to work on
 )->Job:
     "Batches of finished faces, under sphere control"
-    (pipe, compiled), (cfg, e, _) = _pipeline(s), _asked(s)
+    (pipe, compiled), (cfg, e, _) = _pipeline(s), _requested(s)
     who = [(i, 0) for i in range(cfg.batch)]
-    return Job(lambda: draw_batch(pipe, e, .9, 'sphere', who, 0, cfg), cfg.batch, cfg.batch, precision_here(cfg.precision, s.device), compiled=compiled)
+    return Job(lambda: draw_batch(pipe, e, .9, 'sphere', who, 0, cfg), cfg.batch, cfg.batch, resolve_precision(cfg.precision, s.device), compiled=compiled)
 
 # %% ../../nbs/72_experiment.bench.ipynb #cc2ee540
 def write_job(
@@ -269,12 +269,12 @@ def write_job(
     batches:int=2, # of a set
 )->Job:
     "A small set with its files and manifest, from beginning to end, not compiled"
-    pipe, (cfg, *_) = _generator(s), _asked(s)
+    pipe, (cfg, *_) = _generator(s), _requested(s)
     cfg, home = replace(cfg, compile=False, per_identity=batches), tempfile.TemporaryDirectory()
     inquiries = write_inquiries(s.faces.images[:cfg.batch], Path(home.name)/'inquiries')
     def call():
         with tempfile.TemporaryDirectory(dir=home.name) as d: write_set(pipe, inquiries, Path(d)/'set', .9, 'sphere', 0, cfg)
-    return Job(call, batches*cfg.batch, cfg.batch, precision_here(cfg.precision, s.device))
+    return Job(call, batches*cfg.batch, cfg.batch, resolve_precision(cfg.precision, s.device))
 
 # %% ../../nbs/72_experiment.bench.ipynb #c7a23d79
 @torch.no_grad()
@@ -296,7 +296,7 @@ def naive_sample(
     return x.clamp(-1, 1)
 
 def _naive_drawing(s):
-    (cfg, e, m), net, sch = _asked(s), _plain_denoiser(s).eval(), ddim(make_scheduler(s.recipe.schedule))
+    (cfg, e, m), net, sch = _requested(s), _plain_denoiser(s).eval(), ddim(make_scheduler(s.recipe.schedule))
     return cfg, e, lambda: naive_sample(net, sch, e, m, s.recipe.faces.size, cfg)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c8ddb6b0
@@ -368,7 +368,7 @@ def naive_recogniser_job(
 )->Job:
     "The same steps, straightforward and in float32"
     cfg, size = s.recipe.recogniser, s.recipe.faces.size
-    net = Recogniser.of(cfg.arch, dim=cfg.dim, height=size, width=size).backbone.requires_grad_(True).train().to(s.device)
+    net = FaceEncoder.of(cfg.arch, dim=cfg.dim, height=size, width=size).backbone.requires_grad_(True).train().to(s.device)
     head = HEADS[cfg.head](cfg.dim, s.faces.identities, cfg.scale, cfg.margin).to(s.device)
     weights = [*net.parameters(), *head.parameters()]
     kind = dict(sgd=lambda w: torch.optim.SGD(w, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay),
@@ -388,14 +388,14 @@ def _views(s):
 def embed_job(
     s:Setting, # what to work on
 )->Job:
-    "Faces and their mirror images through the folded recogniser, from bytes to numbers"
+    "Faces and their mirror images through the folded face encoder, from bytes to numbers"
     (batch, images), fast = _views(s), s.eid.folded()
     return Job(lambda: [embed(fast, images, mirror, batch) for mirror in (False, True)], batch, batch, 'no')
 
 def naive_embed_job(
     s:Setting, # what to work on
 )->Job:
-    "Faces and their mirror images through the recogniser as it is"
+    "Faces and their mirror images through the face encoder as it is"
     batch, images = _views(s)
     @torch.no_grad()
     def call():
@@ -509,7 +509,7 @@ SAMPLERS = {'DDIM': DDIMScheduler, 'DPM-Solver++': DPMSolverMultistepScheduler, 
 
 def compare_samplers(
     pipeline:CemiFacePipeline, # trained generator
-    judge:Recogniser, # independent recogniser
+    judge:FaceEncoder, # independent of training
     faces:Tensor, # inquiries, (n,3,h,w) in [-1,1]
     tries:list[tuple[str, int]], # (name of SAMPLERS, steps)
     m:float=.9, # similarity asked for

@@ -20,12 +20,12 @@ from ..recipe import Inputs, Recipe
 from ..plots import bars, COLOURS, curve, plot_similarity
 from ..data.faces import FaceSet
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, load_recogniser
+from ..encoders.pretrained import embed, load_encoder
 from ..analysis.similarity import set_roc, similarity_to_inquiry
 from ..analysis.variety import (by_group, nuisance_probe, nuisance_variety, PREDICTORS,
     residual_variety, suggest)
 from ..analysis.leakage import leakage_report, leakage_table, membership
-from .arms import Arm, asked, COPIES, Lab, REAL
+from .arms import Arm, requested, COPIES, Lab, REAL
 from .study import (_points, better, circle, corrected, Finding, jointly, levels,
     middle, needs_dropout, no_worse, peak, SCALAR_LEVELS, SET, study, untrained, words_of, WORTH)
 from .paper import _x, halves
@@ -33,7 +33,7 @@ from .paper import _x, halves
 # %% ../../nbs/77_experiment.beyond.ipynb #cf74816d
 def _sphere_arms(r):
     "The sweep on the sphere, the other levels of the scalar, and the baselines"
-    return [*(asked(o, 'scalar' if o == 1 else 'sphere') for o in circle(r)), *(asked(o) for o in levels(r)[1:]), REAL, COPIES]
+    return [*(requested(o, 'scalar' if o == 1 else 'sphere') for o in circle(r)), *(requested(o) for o in levels(r)[1:]), REAL, COPIES]
 
 def _best(arms, rows): return arms[int(np.argmax([r['accuracy'] for r in rows]))]
 
@@ -60,10 +60,10 @@ def _variant_arms(r):
     "The middle level, its variants, and the m = 1 of those that change the inquiries"
     m, half = middle(r), halves(r)[' at 1/2']
     changes = {'other inquiries': dict(inquiries='other'), 'half of the identities': dict(volume=half), 'augmented inquiries': dict(inquiries='augmented'),
-        'real directions': dict(spread=True)}
-    return [asked(m, 'sphere'), *(replace(asked(m, 'sphere', **o), name=f'{n}, {m:g}') for n, o in changes.items()),
-        *(replace(asked(1., **changes[n]), name=f'{n}, 1') for n in list(changes)[:3]),
-        replace(asked(m, 'both'), name=f'point and scalar, {m:g}'), Arm('m drawn per face', tuple(circle(r)[1:]), 'sphere')]
+        'real directions': dict(directions=True)}
+    return [requested(m, 'sphere'), *(replace(requested(m, 'sphere', **o), name=f'{n}, {m:g}') for n, o in changes.items()),
+        *(replace(requested(1., **changes[n]), name=f'{n}, 1') for n in list(changes)[:3]),
+        replace(requested(m, 'both'), name=f'point and scalar, {m:g}'), Arm('m drawn per face', tuple(circle(r)[1:]), 'sphere')]
 
 @study('sphere-variants', 'beyond: sphere control',
        'semi-hard faces on the sphere beat m = 1 with other inquiries, fewer identities and augmented inquiries, too', _variant_arms)
@@ -133,8 +133,8 @@ def calibration_study(lab, arms):
             c = lab.fitted(control, g); (low, high), name = c.reach, f'{control}, generator {g}'
             goals = np.linspace(low, high, 7)[1:-1]
             got = np.array(lab.asked_again(c, control, goals, g)); error = np.abs(got-goals)
-            rows.append(dict(name=name, lo=low, hi=high, error=float(error.mean()), worst=float(error.max()), spread=float(np.mean(c.std))))
-            lines[name] = [dict(asked=float(o), got=float(v)) for o, v in zip(goals, got)]
+            rows.append(dict(name=name, lo=low, hi=high, error=float(error.mean()), worst=float(error.max()), directions=float(np.mean(c.std))))
+            lines[name] = [dict(requested=float(o), got=float(v)) for o, v in zip(goals, got)]
     by = {k: [r for r in rows if r['name'].startswith(k)] for k in ('scalar', 'sphere')}
     error = {k: float(np.mean([r['error'] for r in v])) for k, v in by.items()}
     says = ' '.join(f'{k}: mean error {error[k]:.3f} over a reach of {min(r["lo"] for r in v):.2f} to {max(r["hi"] for r in v):.2f}.' for k, v in by.items())
@@ -143,7 +143,7 @@ def calibration_study(lab, arms):
     return Finding(rows, columns, max(error.values()) <= .05, says, fig, notes=dict(error=error))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c039ff59
-REACH = {'scalar': (), 'guidance 2': ('guidance=2.0',)} | {f'contrast {g}': (f'contrast={g}.0',) for g in (2, 4, 7)}     # way -> changes of the drawing
+REACH = {'scalar': (), 'guidance 2': ('guidance=2.0',)} | {f'similarity guidance {g}': (f'similarity_guidance={g}.0',) for g in (2, 4, 7)}     # way -> changes of the drawing
 
 def _ways(r):
     plain = [Arm(f'{n}, {m:g}', m, draw=d) for n, d in REACH.items() for m in SCALAR_LEVELS]
@@ -160,7 +160,7 @@ def _price(name, rows):
 # %% ../../nbs/77_experiment.beyond.ipynb #ce7a6cd5
 @study('reach', 'beyond: m that means what it says', 'the range of similarity can be widened without identities closing in on each other', _ways)
 def reach(lab, arms):
-    """Guidance away from the unconditional prediction, contrast between the predictions for m and for m = 1, a larger lambda, and the sphere: how
+    """Guidance away from the unconditional prediction, similarity guidance (between the predictions for m and for m = 1), a larger lambda, and the sphere: how
     far each brings the similarity down from m = 1, and at which price: cosine between identity centres, and rank-1 rate, where the similarity is
     lowest."""
     rows, ways = lab.rows(arms), {}
@@ -202,12 +202,12 @@ def lessons(
 def _learned(lab, arms, rows):
     "Add to the rows what a recogniser of real photos still learns from each set"
     cfg = lab.recipe.recogniser
-    lab.similarities(REAL); teacher = load_recogniser(lab.learner(REAL)[1])
+    lab.similarities(REAL); teacher = load_encoder(lab.learner(REAL)[1])
     for a, r in zip(arms, rows): r |= lessons(teacher, lab.faces(a), cfg.scale, cfg.margin)
 
 @study('why', 'beyond: why semi-hard',
        'the best set is the one that is most like real photos: in within-identity similarity, and in the variety of what E_id is blind to',
-       lambda r: [*(asked(m, 'scalar' if m == 1 else 'sphere') for m in circle(r)), REAL])
+       lambda r: [*(requested(m, 'scalar' if m == 1 else 'sphere') for m in circle(r)), REAL])
 def why(lab, arms):
     """A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin and nearer to another class, norm and
     alignment of gradients. Beside it the variety within identities: on toy faces of pose, light and background as a linear probe reads them, else
@@ -241,18 +241,18 @@ def _inquired(r):
     asks = (('scalar', 1.), ('sphere', middle(r)))
     return untrained(*(Arm(f'{i} inquiries, {c} {m:+.2f}', m, c, inquiries=i) for i in ('given', 'synthetic') for c, m in asks))
 
-@study('leakage', 'beyond: leakage', 'sets of synthetic inquiries come no nearer to the training faces than real strangers do', _inquired, needs_dropout)
+@study('leakage', 'beyond: leakage', 'sets of synthetic inquiries come no nearer to the training faces than non-members do', _inquired, needs_dropout)
 def leakage_study(lab, arms):
     """Nearest training face of every generated face and every inquiry, by the judge, beside how near held-out real people (those of the
     verification pairs) come to the training faces; the share above the judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of
-    strangers can tell), and a membership test: are training faces nearer to the set than held-out ones?"""
-    s, rows, reports = lab.strangers(), lab.rows(arms), {}
+    non-members can tell), and a membership test: are training faces nearer to the set than held-out ones?"""
+    s, rows, reports = lab.nonmembers(), lab.rows(arms), {}
     for a, r in zip(arms, rows): reports[a.name], more = _leaks(lab, a, s); r |= more
     words = ' '.join(f'{r["name"]}: chance of being nearer to a training face than a real stranger {r["nearer"]:.2f} [{r["lo"]:.2f}, {r["hi"]:.2f}], '
                      f'membership {r["auc"]:.2f} [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].' for r in rows)
     held = jointly(*(no_worse(r['lo']-.5, r['hi']-.5, .1) for r in rows if r['name'].startswith('synthetic')))
     fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained'); ax = fig.subplots()
-    plot_similarity({a: r['cosine'] for a, r in reports.items()} | {'real strangers': s['level']}, lab.judge_name, ax)
+    plot_similarity({a: r['cosine'] for a, r in reports.items()} | {'non-members': s['level']}, lab.judge_name, ax)
     ax.set_xlabel(f'cosine to the nearest training face, {lab.judge_name}')
     columns = {'set':'name', 'nearest':'nearest:.2f', 'highest':'highest:.2f', f'above {s["bar"]:.2f}':'above:.1%', 'excess':'excess:+.1%',
         'nearer than strangers':'nearer:.2f', 'inquiries nearer':'inquiry_nearer:.2f', 'membership':'auc:.2f'}
@@ -260,7 +260,7 @@ def leakage_study(lab, arms):
     return Finding(rows, columns, held, says, fig, notes=dict(threshold=s['bar'], table=leakage_table(reports)))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c86c3667
-def _every_level(r): return untrained(*(asked(m) for m in levels(r)), *(asked(m, 'sphere') for m in circle(r)[1:]), REAL)
+def _every_level(r): return untrained(*(requested(m) for m in levels(r)), *(requested(m, 'sphere') for m in circle(r)[1:]), REAL)
 
 @study('identity-consistency', 'a reviewer', 'faces of one inquiry keep one identity as m falls', _every_level)
 def identity_consistency(lab, arms):
@@ -325,7 +325,7 @@ def evenness(
     return False if apart else True if narrow else None, families, apart
 
 @study('fairness', 'beyond: fairness', 'similarity and accuracy do not depend on the group of a person',
-       lambda r: [asked(1.), asked(middle(r), 'sphere'), REAL])
+       lambda r: [requested(1.), requested(middle(r), 'sphere'), REAL])
 def fairness(lab, arms):
     """Groups of people: thirds by skin tone and hair length on toy faces, else those of a file groups.csv (columns identity, group) in the run
     folder. Similarity of faces to their inquiry, and accuracy on pairs within a group; intervals draw people anew."""
@@ -354,5 +354,5 @@ def suggest_m(
 )->dict: # m, inside (does the range hold a match?), by: predictor -> m, inside
     "The m on the sphere at which a set is like real photos by cheap statistics; no recogniser is trained"
     lab = Lab(recipe, out, inputs, cpu=cpu)
-    arms = untrained(*(asked(m, 'scalar' if m == 1 else 'sphere') for m in circle(recipe)))
+    arms = untrained(*(requested(m, 'scalar' if m == 1 else 'sphere') for m in circle(recipe)))
     return suggest(lab.rows(arms), lab.row(replace(REAL, train=False)))

@@ -23,7 +23,7 @@ from ..recognition.verification import plot_roc, tar_at_far
 from ..analysis.similarity import pair_cosines, random_pairs, similarity_to_inquiry
 from ..analysis.variety import frechet_distance, map_points
 from .bench import count_flops
-from .arms import Arm, asked, COPIES, REAL
+from .arms import Arm, requested, COPIES, REAL
 from .study import (better, circle, Finding, jointly, kinds, levels, middle,
     needs_dropout, needs_toy, peak, SET, strip, study, untrained, versus, words_of, WORTH)
 
@@ -48,7 +48,7 @@ def similarity_groups_study(lab, arms):
     return Finding(rows, columns, held, says, fig, family)
 
 # %% ../../nbs/76_experiment.paper.ipynb #c314f075
-@study('m-sweep', 'Fig 4, Tab 11', 'accuracy over the scalar m peaks inside the range, not at m = 1', lambda r: [*(asked(m) for m in levels(r)), REAL, COPIES])
+@study('m-sweep', 'Fig 4, Tab 11', 'accuracy over the scalar m peaks inside the range, not at m = 1', lambda r: [*(requested(m) for m in levels(r)), REAL, COPIES])
 def m_sweep(lab, arms):
     "One set for each level of the paper's scalar m, one recogniser recipe for all, beside real photos of the same number and copies of the inquiries alone."
     rows, sets = lab.rows(arms), arms[:-2]
@@ -119,8 +119,8 @@ def halves(
     return {'': '', ' at 1/2': f'{max(2, n//2)}x{k}'}
 
 def _volumes(r):
-    semi = {f'scalar {0:+.2f}': asked(0.), f'sphere {middle(r):+.2f}': asked(middle(r), 'sphere')}
-    return [replace(a, name=n+more, volume=volume) for more, volume in halves(r).items() for n, a in (semi | {'DCFace': asked(1.), 'real': REAL}).items()]
+    semi = {f'scalar {0:+.2f}': requested(0.), f'sphere {middle(r):+.2f}': requested(middle(r), 'sphere')}
+    return [replace(a, name=n+more, volume=volume) for more, volume in halves(r).items() for n, a in (semi | {'DCFace': requested(1.), 'real': REAL}).items()]
 
 @study('comparison', 'Tab 6', 'semi-hard faces close most of the gap between m = 1 (as DCFace) and real photos, at every volume', _volumes)
 def comparison(lab, arms):
@@ -163,7 +163,7 @@ def similarity_statistics(lab, arms):
 
 # %% ../../nbs/76_experiment.paper.ipynb #c0646184
 @study('grid', 'Figs 5, 6, 8, 9', 'along a row of the same noise, faces leave their inquiry as m falls',
-       lambda r: untrained(*(asked(m) for m in levels(r)), *(asked(m, 'sphere') for m in circle(r)[1:])))
+       lambda r: untrained(*(requested(m) for m in levels(r)), *(requested(m, 'sphere') for m in circle(r)[1:])))
 def grid(lab, arms):
     """Inquiry on the left, then one column a level of m, scalar control before sphere control; noise and direction stay the same along a row. The
     ranks are those of the sets' mean similarity by the judge."""
@@ -191,7 +191,7 @@ def plot_maps(
 # %% ../../nbs/76_experiment.paper.ipynb #c2f2121d
 def _mapped(r):
     centres = [Arm(f'{k} centres', 1., kind='direct', inquiries=i) for k, i in (('class', 'centres'), ('random', 'random'))]
-    return untrained(asked(1.), asked(0.), asked(-1.), asked(middle(r), 'sphere'), REAL, *centres)
+    return untrained(requested(1.), requested(0.), requested(-1.), requested(middle(r), 'sphere'), REAL, *centres)
 
 @study('map', 'Fig 7', 'semi-hard faces lie round their inquiry, easy ones on it, and hard ones among other identities', _mapped,
        needs_toy('it needs class centres of enough people'))
@@ -249,7 +249,7 @@ def _recognisers(r):
     dim, large = r.recogniser.dim, {'MobileFaceNet': ('arch="mobilefacenet"',)}
     if r.faces.size >= 64: large = {'IR-18': ('arch="ir18"', 'dim=512'), 'IR-SE-50': ('arch="irse50"', 'dim=512')}
     wide = {'as in the recipe': (), 'half as wide an embedding': (f'dim={max(2, dim//2)}',), 'twice as wide an embedding': (f'dim={2*dim}',)}
-    return [replace(asked(middle(r), 'sphere'), name=n, recogniser=o) for n, o in (wide | large).items()]
+    return [replace(requested(middle(r), 'sphere'), name=n, recogniser=o) for n, o in (wide | large).items()]
 
 @study('backbone', 'Tab 12', 'a larger recogniser gains from the same set', _recognisers)
 def backbone(lab, arms):
@@ -261,7 +261,7 @@ def backbone(lab, arms):
 # %% ../../nbs/76_experiment.paper.ipynb #c676de32
 @study('identity-encoder', 'Tab 10', "a generator guided by CosFace's E_id makes better sets than one guided by AdaFace's",
        lambda r: [Arm(f'{k}, {c} {m:+.2f}', m, c, tuned=k) for c, m in (('scalar', 0.), ('sphere', middle(r))) for k in ('CosFace', 'AdaFace')],
-       needs_toy('E_id is given; run the recipe once with each --recogniser'))
+       needs_toy('E_id is given; run the recipe once with each --identity-encoder'))
 def identity_encoder(lab, arms):
     "Two E_id are trained on the same photos, one with either margin loss; the recipe's generator is trained further with each."
     return versus(lab, arms, [(arms[0], arms[1]), (arms[2], arms[3])])
@@ -277,7 +277,7 @@ def centres(lab, arms):
 # %% ../../nbs/76_experiment.paper.ipynb #c0503c0f
 def _difficulties(r):
     semi, hard = middle(r), circle(r)[-1]
-    names = {'easy: m = 1': asked(1.), f'semi-hard: sphere {semi:g}': asked(semi, 'sphere'), f'hard: sphere {hard:g}': asked(hard, 'sphere')}
+    names = {'easy: m = 1': requested(1.), f'semi-hard: sphere {semi:g}': requested(semi, 'sphere'), f'hard: sphere {hard:g}': requested(hard, 'sphere')}
     return [*(replace(a, name=n, watch=True) for n, a in names.items()), replace(REAL, watch=True)]
 
 @study('dynamics', 'rebuttal', 'the harder the set, the later its best epoch and the higher its final loss', _difficulties)
@@ -319,8 +319,8 @@ def roc_study(lab, arms):
 def _passes(pipe, size):
     "What is counted: name -> call, on the CPU, of one face"
     x, t, c = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1)
-    e = torch.zeros(1, pipe.recogniser.config.dim)
-    net, own, tokens = copy.deepcopy(pipe.unet).cpu().requires_grad_(True), pipe.recogniser.cpu(), pipe.condition.cpu()(e, c).detach()
+    e = torch.zeros(1, pipe.identity_encoder.config.dim)
+    net, own, tokens = copy.deepcopy(pipe.unet).cpu().requires_grad_(True), pipe.identity_encoder.cpu(), pipe.condition.cpu()(e, c).detach()
     return {'denoiser, forth': lambda: net(x, t, tokens), 'denoiser, forth and back': lambda: net(x, t, tokens).sum().backward(),
             'E_id, forth': lambda: own(x), 'E_id, forth and back': lambda: own(x.clone().requires_grad_(True)).sum().backward()}
 
@@ -328,7 +328,7 @@ def _passes(pipe, size):
 def cost(lab, arms):
     """Operations counted while they run (a multiplication and an addition are two), for one face: a pass of the denoiser forth, and forth and back,
     E_id forth, and forth and back to its input. Then a face is drawn, and counted as a whole."""
-    pipe, size, steps, share = lab.generator(), lab.recipe.faces.size, lab.recipe.generation.steps, lab.recipe.training.similarity_share
+    pipe, size, steps, share = lab.generator(), lab.recipe.faces.size, lab.recipe.generation.steps, lab.recipe.training.similarity_fraction
     with torch.enable_grad(): w = {k: count_flops(f)/2e9 for k, f in _passes(pipe, size).items()}
     pipe.to('cpu'); drawn = count_flops(lambda: pipe(torch.zeros(1, 3, size, size), 1., num_inference_steps=steps, output_type='pt'))/2e9
     pipe.to(lab.device)

@@ -24,7 +24,7 @@ from ..data.formats import write_pairs
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
-from ..encoders.pretrained import embed, load_recogniser, Recogniser
+from ..encoders.pretrained import embed, load_encoder, FaceEncoder
 from ..generator.schedule import make_scheduler
 from ..generator.denoiser import build_denoiser
 from ..generator.training import step_loss, steps_in_all
@@ -63,7 +63,7 @@ def memory(
     "Memory of training on each GPU, computed; without the workspaces of convolutions and what the library itself takes"
     size, c, low = r.faces.size, r.recogniser, r.training.precision != 'no'
     def generator(n):
-        eid, net = Recogniser.of(arch), build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
+        eid, net = FaceEncoder.of(arch), build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
         b = SimpleNamespace(x0=torch.zeros(n, 3, size, size), e=torch.zeros(n, eid.config.dim), t=torch.zeros(n, dtype=torch.long), m=torch.zeros(n),
             drop=None, similar=torch.arange(n), number=1)
         with torch.autocast('cpu', torch.bfloat16, enabled=low):
@@ -74,7 +74,7 @@ def memory(
         return F.cross_entropy(head(e.float(), y), y)
     with torch.device('meta'):
         net = build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
-        parts = [sum(p.numel() for p in o.parameters())*4 for o in (net, Recogniser.of(arch), ARCHS[c.arch](c.dim, size, size))]
+        parts = [sum(p.numel() for p in o.parameters())*4 for o in (net, FaceEncoder.of(arch), ARCHS[c.arch](c.dim, size, size))]
     head, moments = 4*classes*c.dim, 1 if c.optimiser == 'sgd' else 2
     share = lambda batch: math.ceil(batch/processes)
     return dict(generator=dict(weights=parts[0], gradients=parts[0], optimiser=2*parts[0], average=parts[0], e_id=parts[1],
@@ -164,12 +164,12 @@ def trial(
     "Run the miniature of a recipe in a temporary folder"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
-        d, eid = Path(tmp), inputs.recogniser
+        d, eid = Path(tmp), inputs.identity_encoder
         faces = sample_photos(scan(inputs.faces), d, r.faces.size)
-        if not eid: Recogniser.of('ir50').save_pretrained(eid := d/'eid')
+        if not eid: FaceEncoder.of('ir50').save_pretrained(eid := d/'eid')
         small = miniature(r, len(faces))
         results = run(small, d/'run', Inputs(str(d/'photos'), str(eid), inputs.judge, str(d/'pairs.txt'), str(d/'people')), cpu)
-        net = load_recogniser(eid); began = time.perf_counter(); embed(net, faces.images, device='cpu' if cpu else None); seconds = time.perf_counter()-began
+        net = load_encoder(eid); began = time.perf_counter(); embed(net, faces.images, device='cpu' if cpu else None); seconds = time.perf_counter()-began
         with tempfile.TemporaryDirectory(dir=d) as p:
             for k, o in enumerate(faces.images): save_image(o, f'{p}/{k}.{r.generation.image_format}')
             picture = sum(f.stat().st_size for f in Path(p).iterdir())/len(faces)
@@ -191,7 +191,7 @@ def dry_run(
     if r.faces.source == 'toy': raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
     check_recipe(r); check_files(inputs)
     if rates: priced(workload(r, 1), rates, r)                # before the work
-    nets = [load_recogniser(o).config for o in (inputs.recogniser, inputs.judge) if o]
+    nets = [load_encoder(o).config for o in (inputs.identity_encoder, inputs.judge) if o]
     entries = scan(inputs.faces)
     images, people = len(entries), len({o.identity for o in entries}-{None})
     t = trial(r, inputs, cpu)

@@ -27,21 +27,21 @@ from matplotlib.figure import Figure
 
 from ..core import (
     atomic_path, CemiFaceError, differences, fingerprint, log, read_json, text_table, versions, write_json, write_text)
-from ..recipe import changed, HERE, Inputs, load_recipe, load_toml, Recipe, recipes, volume_counts
-from ..runtime import hardware, precision_here
+from ..recipe import changed, PACKAGE, Inputs, load_recipe, load_toml, Recipe, recipes, volume_counts
+from ..runtime import hardware, resolve_precision
 from ..plots import bars
 from ..data.faces import face_grid, to_float
 from ..generator.training import steps_in_all
 from ..recognition.verification import holm
 from .bench import generate_job, measure, recogniser_job, Setting, train_job
-from .arms import Arm, asked, Lab, REAL, TUNED
+from .arms import Arm, requested, Lab, REAL, TUNED
 
 # %% ../../nbs/75_experiment.study.ipynb #c97ac05f
 def published(
     name:str, # of a study
 )->dict: # source, rows {name: figure}; empty where the paper has none
     "What the paper prints for a study"
-    return load_toml(HERE/'assets'/'paper.toml').get(name, {})
+    return load_toml(PACKAGE/'assets'/'paper.toml').get(name, {})
 
 # %% ../../nbs/75_experiment.study.ipynb #c11ca57e
 @dataclass
@@ -232,7 +232,7 @@ def kinds(
     r:Recipe, # with its levels
 )->list[Arm]:
     "Easy, the paper's semi-hard, semi-hard on the sphere, and real"
-    return [asked(1.), asked(0.), asked(middle(r), 'sphere'), REAL]
+    return [requested(1.), requested(0.), requested(middle(r), 'sphere'), REAL]
 
 # %% ../../nbs/75_experiment.study.ipynb #c0d414f7
 def strip(
@@ -276,7 +276,7 @@ def plan(
     heads = len({TUNED[t].head for t in tuned if t in TUNED and TUNED[t].head})              # an E_id is a recogniser of all training faces
     return dict(studies=[s.name for s in studies], scratch=g-1, tuned=len(tuned)*g, views=int(views), sets=len(made)*g, faces=g*sum(map(per, made.values())),
         recognisers=heads+sum(map(times, taught.values())),
-        epochs=heads*n*r.encoder.epochs + sum(times(a)*full(a)*r.recogniser.epochs for a in taught.values()))
+        epochs=heads*n*r.identity_encoder.epochs + sum(times(a)*full(a)*r.recogniser.epochs for a in taught.values()))
 
 # %% ../../nbs/75_experiment.study.ipynb #c5a90ea9
 def plan_words(
@@ -313,7 +313,7 @@ def command_of(
 )->str:
     "What makes the study again: a recipe as it is shipped, what was changed, and words for the user's files"
     usual, parts = asdict(load_recipe(r.name)) if r.name in recipes() else asdict(r), [f'cemiface study {name} -r {r.name}']
-    if r.faces.source == 'folder': parts.append('--faces photos --recogniser eid.safetensors --judge judge.safetensors --pairs pairs.txt --images dev')
+    if r.faces.source == 'folder': parts.append('--faces photos --identity-encoder eid.safetensors --judge judge.safetensors --pairs pairs.txt --images dev')
     parts += ['-s '+shlex.quote(f'{k}={json.dumps(reduce(getattr, k.split("."), r))}') for k in differences(usual, asdict(r))]
     if more := [f'--{k} {n}' for k, n in (('seeds', seeds), ('generator-seeds', generator_seeds)) if n > 1]: parts.append(' '.join(more))
     return ' \\\n    '.join(parts) if len(parts) > 2 else ' '.join(parts)
@@ -360,7 +360,7 @@ def write_finding(
 )->Path: # folder of the study
     "Write results.json, table.csv, figure.png and README.md"
     out, paper = lab.out/'studies'/s.name, published(s.name)
-    r, low = lab.recipe, precision_here(lab.recipe.training.precision, lab.device)
+    r, low = lab.recipe, resolve_precision(lab.recipe.training.precision, lab.device)
     facts = dict(recipe=r.name, command=command_of(s.name, r, lab.seeds, lab.generator_seeds), seeds=lab.seeds, generator_seeds=lab.generator_seeds,
         judge=lab.judge_name, hardware=hardware(), precision='float32' if low == 'no' else low, seed=r.seed, pairs=len(lab.pairs))
     head, lines = cells_of(f.rows, f.columns, paper)

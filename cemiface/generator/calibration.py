@@ -15,7 +15,7 @@ from scipy.optimize import brentq, isotonic_regression
 from ..core import CemiFaceError, progress
 from ..recipe import GenerationConfig
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, Recogniser
+from ..encoders.pretrained import embed, FaceEncoder
 from .sampling import draw_batch, for_sampling
 
 # %% ../../nbs/37_generator.calibration.ipynb #cd0271cc
@@ -31,7 +31,7 @@ class Calibration:
     per_face:int # faces drawn of each at a level
     judge:str # fingerprint of who measured
     generator:str # fingerprint of whose faces
-    steps:int; eta:float; guidance:float; contrast:float; seed:int # how they were drawn
+    steps:int; eta:float; guidance:float; similarity_guidance:float; seed:int # how they were drawn
 
     def __post_init__(self):
         if not len(self.m) == len(self.mean) == len(self.std) > 1 or sorted(set(self.m)) != self.m:
@@ -66,14 +66,14 @@ LEVELS = (-1., -.75, -.5, -.25, 0., .2, .35, .5, .65, .8, .9, .95, 1.)
 def achieved(
     pipeline, # CemiFacePipeline; one made by for_sampling is faster
     inquiries:np.ndarray, # faces, uint8 (n,3,h,w)
-    judge:Recogniser, # who compares
+    judge:FaceEncoder, # who compares
     m:float, # similarity asked of the network
     control:str, # `scalar` or `sphere`
     cfg:GenerationConfig, # how the faces are drawn; per_identity of each
     seed:int=0, # decides noise and directions
 )->np.ndarray: # cosines to the inquiry, (n, cfg.per_identity)
     "What comes out for an `m`"
-    e0, k = embed(pipeline.recogniser, inquiries), cfg.per_identity
+    e0, k = embed(pipeline.identity_encoder, inquiries), cfg.per_identity
     who = [(i, j) for i in range(len(inquiries)) for j in range(k)]
     cfg = replace(cfg, batch=min(cfg.batch or 128, len(who)))
     parts = [who[i:i+cfg.batch] for i in range(0, len(who), cfg.batch)]
@@ -84,7 +84,7 @@ def achieved(
 def calibrate(
     pipeline, # CemiFacePipeline, on its device
     inquiries:np.ndarray, # faces that it wasn't trained on, uint8 (n,3,h,w)
-    judge:Recogniser, # that took no part in its training
+    judge:FaceEncoder, # that took no part in its training
     control:str='scalar', # `scalar` or `sphere`
     levels=LEVELS, # of m
     per_face:int=2, # faces drawn of each inquiry at each level
@@ -92,10 +92,10 @@ def calibrate(
     seed:int=0, # decides noise and directions
 )->Calibration:
     "Measure a control; raises CemiFaceError for a judge that is E_id itself, and for too few inquiries"
-    if judge.fingerprint == pipeline.recogniser.fingerprint: raise CemiFaceError('the judge is the E_id of this generator; give an independent recogniser')
+    if judge.fingerprint == pipeline.identity_encoder.fingerprint: raise CemiFaceError('the judge is the E_id of this generator; give an independent recogniser')
     if len(inquiries) < 2: raise CemiFaceError(f'{len(inquiries)} inquiry faces are too few to calibrate with; give some dozens')
     cfg, m = replace(cfg or GenerationConfig(eta=0.), per_identity=per_face), sorted({float(o) for o in levels})
-    if control == 'sphere': cfg = replace(cfg, contrast=1.)
+    if control == 'sphere': cfg = replace(cfg, similarity_guidance=1.)
     s, fast, mono = [], for_sampling(pipeline, cfg), lambda s: isotonic_regression(s.mean((1, 2))).x
     with progress(len(m), f'calibrating {control}', 'level') as bar:
         for o in m: s.append(achieved(fast, inquiries, judge, o, control, cfg, seed)); bar.update()
@@ -103,4 +103,4 @@ def calibrate(
     error = np.mean([abs(mono(s[:, k::2])-s[:, 1-k::2].mean((1, 2))).mean() for k in (0, 1)])
     tidy = lambda v: np.round(np.asarray(v, float), 4).tolist()
     return Calibration(control, m, tidy(s.mean((1, 2))), tidy(s.std((1, 2))), tidy(error), len(inquiries), per_face, judge.fingerprint,
-        pipeline.weights_fingerprint, cfg.steps, float(cfg.eta), float(cfg.guidance), float(cfg.contrast), seed)
+        pipeline.weights_fingerprint, cfg.steps, float(cfg.eta), float(cfg.guidance), float(cfg.similarity_guidance), seed)

@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
 def build_denoiser(
     unet:UNetConfig, # sizes of the network
     condition:ConditionConfig, # sizes of the condition
-    dim:int, # width D of the recogniser's embedding
+    dim:int, # width D of E_id's embedding
     size:int, # side of the faces in pixels
 )->Denoiser: # untrained
     "A new condition and UNet that fit each other"

@@ -29,9 +29,9 @@ from ..core import (
 from ..recipe import from_dict, GeneratorParts
 from ..runtime import processes
 from ..data.faces import FaceSet, to_uint8
-from ..encoders.pretrained import Recogniser
+from ..encoders.pretrained import FaceEncoder
 from .schedule import ddim, make_scheduler
-from .condition import Condition, condition_on, direction, face_generator
+from .condition import Condition, checked_control, direction, face_rng
 from .denoiser import FaceUNet
 from .training import may_change, steps_in_all, train_denoiser, training_settings
 from .sampling import check_steps
@@ -46,18 +46,18 @@ class CemiFaceOutput(BaseOutput):
 
 class CemiFacePipeline(DiffusionPipeline):
     "Draws faces of a chosen similarity to inquiry faces"
-    model_cpu_offload_seq, _exclude_from_cpu_offload = 'condition->unet', ['recogniser']       # which works before and after
+    model_cpu_offload_seq, _exclude_from_cpu_offload = 'condition->unet', ['identity_encoder']       # which works before and after
     def __init__(self,
         unet:FaceUNet, # denoiser
         condition:Condition, # F1 and F2
         scheduler, # any diffusers scheduler
-        recogniser:Recogniser, # the E_id it was trained with
+        identity_encoder:FaceEncoder, # the E_id it was trained with
         trained:dict|None=None, # facts about the training; these three are kept in model_index.json
         calibrations:dict|None=None, # control -> fields of its Calibration
         facts:dict|None=None, # what else its card should tell, such as leakage
     ):
         super().__init__()
-        self.register_modules(unet=unet, condition=condition, scheduler=scheduler, recogniser=recogniser)
+        self.register_modules(unet=unet, condition=condition, scheduler=scheduler, identity_encoder=identity_encoder)
         self.register_to_config(trained=dict(format_version=FORMAT_VERSION) | (trained or {}), calibrations=calibrations or {}, facts=facts or {})
         self.set_progress_bar_config(disable=None)             # to tqdm: a bar on a terminal, and nowhere else
 
@@ -74,13 +74,13 @@ class CemiFacePipeline(DiffusionPipeline):
     @property
     def weights_fingerprint(self)->str:
         "Short hex digest of the weights and of E_id"
-        return fingerprint(self.weights, self.recogniser.fingerprint)
+        return fingerprint(self.weights, self.identity_encoder.fingerprint)
 
     @property
     def fingerprint(self):
-        "Short hex digest of all that decides its faces: weights, scheduler, recogniser"
+        "Short hex digest of all that decides its faces: weights, scheduler, identity encoder"
         sampler = {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')}
-        return fingerprint(self.weights, type(self.scheduler).__name__, sampler, self.recogniser.fingerprint)
+        return fingerprint(self.weights, type(self.scheduler).__name__, sampler, self.identity_encoder.fingerprint)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c4931bce
 @patch
@@ -93,7 +93,7 @@ def sample(self:CemiFacePipeline,
     eta:float=0., # noise re-added by DDIM, 0 (none) to 1
     guidance:float=1., # 1 follows the condition; above, away from the unconditional prediction
     drop:Tensor|None=None, # bool (b,): draw without condition
-    contrast:float=1., # 1 follows m; above, away from the prediction for m = 1
+    similarity_guidance:float=1., # 1 follows m; above, away from the prediction for m = 1
     each_step=lambda: None, # called after every step
 )->Tensor: # faces, (b,3,h,w) in [-1,1]
     "The sampling loop; no value leaves the device before the end, and the scheduler counts on the CPU, so that nothing waits"
@@ -105,12 +105,12 @@ def sample(self:CemiFacePipeline,
     x, e = x*sch.init_noise_sigma, e.to(self.condition.dtype)
     tokens = self.condition(e, m, drop)
     if guidance != 1: free = self.condition(e, m, torch.ones_like(m, dtype=bool))
-    if contrast != 1: alike = self.condition(e, torch.ones_like(m), drop)
+    if similarity_guidance != 1: alike = self.condition(e, torch.ones_like(m), drop)
     predict = lambda x, t, c: self.unet(x.to(self.unet.dtype), t, c.to(self.unet.dtype)).float()
     for t, t_there in zip(sch.timesteps, sch.timesteps.to(device)):
         x_in = sch.scale_model_input(x, t)
         out = predict(x_in, t_there, tokens)
-        if contrast != 1: base = predict(x_in, t_there, alike); out = base + contrast*(out-base)
+        if similarity_guidance != 1: base = predict(x_in, t_there, alike); out = base + similarity_guidance*(out-base)
         if guidance != 1: bare = predict(x_in, t_there, free); out = bare + guidance*(out-bare)
         x = sch.step(out, t, x, **extra).prev_sample
         each_step()
@@ -118,25 +118,25 @@ def sample(self:CemiFacePipeline,
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c5680464
 @patch
-def asked(self:CemiFacePipeline,
+def requested(self:CemiFacePipeline,
     m:float, # similarity asked of the network
     similarity:float|None, # similarity that shall come out
     control:str, # `scalar` or `sphere`
-    guidance:float|None=None, contrast:float|None=None, # 1, or those of the calibration, where they are None
+    guidance:float|None=None, similarity_guidance:float|None=None, # 1, or those of the calibration, where they are None
     steps:int|None=None, eta:float|None=None, # how the faces will be drawn
-)->tuple[float, float, float]: # m, guidance and contrast to draw with
+)->tuple[float, float, float]: # m, guidance and similarity guidance to draw with
     "What to draw with; raises CemiFaceError where a similarity is out of reach, or was calibrated in another way"
-    if control == 'sphere' and contrast not in (None, 1): raise CemiFaceError('contrast works with scalar control only; leave it out')
-    if similarity is None: return m, *(1. if o is None else o for o in (guidance, contrast))
+    if control == 'sphere' and similarity_guidance not in (None, 1): raise CemiFaceError('similarity guidance works with scalar control only; leave it out')
+    if similarity is None: return m, *(1. if o is None else o for o in (guidance, similarity_guidance))
     if m: raise CemiFaceError(f'm = {m} and similarity = {similarity} exclude each other; leave one of them out')
     if (c := self.calibrations.get(control)) is None:
         raise CemiFaceError(f'this generator has no calibration of {control} control; make one with cemiface calibrate, or ask for m')
-    for key, v in dict(guidance=guidance, contrast=contrast).items():
+    for key, v in dict(guidance=guidance, similarity_guidance=similarity_guidance).items():
         if v not in (None, getattr(c, key)):
             raise CemiFaceError(f'{key} = {v}, but {control} control was calibrated at {getattr(c, key)}; leave it out, or calibrate anew')
     if steps not in (None, c.steps) or eta not in (None, c.eta):
         log(f'{control} control was calibrated at {c.steps} steps and eta = {c.eta:g}; at others the similarity comes out somewhat different')
-    return c.m_for(similarity), c.guidance, c.contrast
+    return c.m_for(similarity), c.guidance, c.similarity_guidance
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c697f6cb
 @patch
@@ -151,21 +151,21 @@ def __call__(self:CemiFacePipeline,
     generator:int|torch.Generator=0, # seed (or a generator to draw one from) of noise and directions
     output_type:str='pil', # `pil`, `np` (n,h,w,3 in [0,1]) or `pt` (n,3,h,w in [-1,1])
     control:str='scalar', # `scalar` or `sphere`
-    contrast_scale:float|None=None, # scalar control: above 1, away from the prediction for m = 1; else as for guidance_scale
+    similarity_guidance_scale:float|None=None, # scalar control: above 1, away from the prediction for m = 1; else as for guidance_scale
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
     check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
-    m, guidance, contrast = self.asked(m, similarity, control, guidance_scale, contrast_scale, num_inference_steps, eta)
+    m, guidance, similarity_guidance = self.requested(m, similarity, control, guidance_scale, similarity_guidance_scale, num_inference_steps, eta)
     seed = generator if isinstance(generator, int) else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     device = self._execution_device
-    e0 = self.recogniser(faces.to(device)).float().repeat_interleave(num_images_per_face, 0)
+    e0 = self.identity_encoder(faces.to(device)).float().repeat_interleave(num_images_per_face, 0)
     who = [(i, k) for i in range(len(faces)) for k in range(num_images_per_face)]
     u = torch.stack([direction(seed, i, k, e0.shape[1]) for i, k in who]).to(device)
-    e, mm = condition_on(e0, torch.full((len(e0),), float(m), device=device), control, u)
-    noise = [face_generator(seed, i, k, device) for i, k in who]
+    e, mm = checked_control(e0, torch.full((len(e0),), float(m), device=device), control, u)
+    noise = [face_rng(seed, i, k, device) for i, k in who]
     with self.progress_bar(total=num_inference_steps) as bar:
-        x = self.sample(e, mm, noise, num_inference_steps, eta, guidance, contrast=contrast, each_step=bar.update)
-    s = F.cosine_similarity(e0, self.recogniser(x).float())
+        x = self.sample(e, mm, noise, num_inference_steps, eta, guidance, similarity_guidance=similarity_guidance, each_step=bar.update)
+    s = F.cosine_similarity(e0, self.identity_encoder(x).float())
     self.maybe_free_model_hooks()
     if output_type == 'pt': return CemiFaceOutput(images=x, similarity=s)
     u8 = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
@@ -229,15 +229,15 @@ def _listed(facts):
 # %% ../../nbs/38_generator.pipeline.ipynb #c1aeddc9
 def _card_origin(p):
     "What a generator was made from"
-    s, r = p.scheduler.config, p.recogniser
+    s, r = p.scheduler.config, p.identity_encoder
     facts = {'pixels': f'{p.size}x{p.size}', 'sampling': f'{type(p.scheduler).__name__}, {s.num_train_timesteps} noise levels, {s.prediction_type}',
              'E_id, which guided the training': f'{r.config.arch}, {r.config.dim}-d, {r.fingerprint[:8]}'}
-    training = {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'recogniser', 'size')}
+    training = {k: v for k, v in p.config.trained.items() if k not in ('format_version', 'identity_encoder', 'size')}
     return _listed(facts | dict(training=training))
 
 def _card_calibration(c):
     "What a control achieves"
-    how = f'{c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, contrast {c.contrast:g}'
+    how = f'{c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, similarity guidance {c.similarity_guidance:g}'
     rows = [(f'{m:g}', f'{a:.2f}', f'{s:.2f}') for m, a, s in zip(c.m, c.mean, c.std)]
     return '\n'.join([f'### {c.control} control reaches [{c.reach[0]:.2f}, {c.reach[1]:.2f}]', '',
         f'By the judge {c.judge[:8]}, on {c.inquiries} held-out inquiries, {c.per_face} faces of each at every m; {how}.',
@@ -284,7 +284,7 @@ def save_pretrained(self:CemiFacePipeline,
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c59c6d2b
 _PARTS = dict(unet=['cemiface.generator.denoiser', 'FaceUNet'], condition=['cemiface.generator.condition', 'Condition'],
-    recogniser=['cemiface.encoders.pretrained', 'Recogniser'])
+    identity_encoder=['cemiface.encoders.pretrained', 'FaceEncoder'])
 
 def _ours(index, path):
     "Raises CemiFaceError for a model_index.json that names other classes than ours and the schedulers of diffusers: they would be imported"
@@ -333,9 +333,9 @@ def load_generator(
 def _checked(pipe, path):
     "A pipeline whose parts fit each other, without calibrations that are not of its weights"
     check_version(pipe.config.trained, path)
-    needs, has = pipe.condition.config.dim, pipe.recogniser.config.dim
+    needs, has = pipe.condition.config.dim, pipe.identity_encoder.config.dim
     if needs != has:
-        raise CemiFaceError(f'{path} needs a recogniser with embeddings of width {needs}, but its own has {has}; put back the one it was trained with')
+        raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own has {has}; put back the one it was trained with')
     if stale := [k for k, c in pipe.calibrations.items() if c.generator != pipe.weights_fingerprint]:
         log(f'{path}: the calibration of {", ".join(stale)} control is of other weights and is not used; run cemiface calibrate')
         pipe.register_to_config(calibrations={k: v for k, v in pipe.config.calibrations.items() if k not in stale})
@@ -344,7 +344,7 @@ def _checked(pipe, path):
 # %% ../../nbs/38_generator.pipeline.ipynb #c1436908
 def train_generator(
     faces:FaceSet, # faces to learn from; labels are not used
-    recogniser:Recogniser, # frozen E_id
+    identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe
     out:str|Path, # folder of the generator
     seed:int=0, # decides weights and draws
@@ -354,15 +354,15 @@ def train_generator(
     start:CemiFacePipeline|None=None, # generator whose weights are the first ones
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, resuming what is there; raises CemiFaceError if `out` holds anything else, or was begun with other settings"
-    settings, out, ranks = training_settings(faces, recogniser, parts, seed, start=start and start.fingerprint), Path(out), processes(cpu)
+    settings, out, ranks = training_settings(faces, identity_encoder, parts, seed, start=start and start.fingerprint), Path(out), processes(cpu)
     key = fingerprint(settings)
     with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator', settings, may_change(parts) if force else ())
     if not folder.done('training', key):
-        net, log = train_denoiser(faces, recogniser, parts, out/'training', seed, cpu, cache, force, start)
+        net, log = train_denoiser(faces, identity_encoder, parts, out/'training', seed, cpu, cache, force, start)
         facts = dict(views=steps_in_all(parts.training, len(faces))*parts.training.batch, seed=seed, dropout=parts.condition.dropout,
-            faces=len(faces), size=faces.images.shape[-1], recogniser=recogniser.fingerprint, last=log[-1])
+            faces=len(faces), size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=log[-1])
         if ranks.is_main_process:
-            _save(CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(parts.schedule)), recogniser.cpu(), facts), out)
+            _save(CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(parts.schedule)), identity_encoder.cpu(), facts), out)
             folder.finish('training', key, **facts)
     ranks.wait_for_everyone()
     if ranks.is_main_process:                                                             # nothing is left to resume

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..core import CemiFaceError
 from ..recipe import GenerationConfig
-from ..runtime import precision_here, workers
+from ..runtime import resolve_precision, workers
 from ..data.faces import to_float, to_uint8
-from .condition import condition_on, direction, face_generator, m_of
+from .condition import checked_control, direction, face_rng, m_of
 
 # %% ../../nbs/36_generator.sampling.ipynb #c220038f
 def check_steps(
@@ -33,10 +33,10 @@ def for_sampling(
     cfg:GenerationConfig, # precision
 ): # the same class, for drawing only, not for saving
     "The same generator, faster: weights of the denoiser cast once (autocast would cast them at every pass), channels last on a GPU, E_id folded"
-    dtype, unet = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision_here(cfg.precision, pipeline.device), torch.float32), copy.deepcopy(pipeline.unet)
+    dtype, unet = dict(bf16=torch.bfloat16, fp16=torch.float16).get(resolve_precision(cfg.precision, pipeline.device), torch.float32), copy.deepcopy(pipeline.unet)
     torch.nn.Module.to(unet, dtype)                            # the one of diffusers warns
     if pipeline.device.type == 'cuda': unet.to(memory_format=torch.channels_last)
-    return type(pipeline)(unet, pipeline.condition, pipeline.scheduler, pipeline.recogniser.folded(), dict(pipeline.config.trained))
+    return type(pipeline)(unet, pipeline.condition, pipeline.scheduler, pipeline.identity_encoder.folded(), dict(pipeline.config.trained))
 
 # %% ../../nbs/36_generator.sampling.ipynb #cd754074
 def slice_size(
@@ -47,19 +47,19 @@ def slice_size(
     "How many faces are computed at once: the same for any number of threads"
     return batch if torch.device(device).type != 'cpu' else -(-batch//max(2, -(-batch//most)))
 
-def _draw_slice(pipeline, e0, m, control, who, seed, cfg, spread):
+def _draw_slice(pipeline, e0, m, control, who, seed, cfg, directions):
     "Faces as bytes and their similarities, all at once"
     device = pipeline.device
     e0 = e0.to(device)
     u = torch.stack([direction(seed, *w, e0.shape[1]) for w in who]).to(device)
-    if spread is not None: u = u @ torch.as_tensor(spread, dtype=u.dtype, device=device).T
+    if directions is not None: u = u @ torch.as_tensor(directions, dtype=u.dtype, device=device).T
     mm = torch.tensor([m_of(m, seed, *w) for w in who], device=device)
-    e, mm = (e0, mm) if control == 'none' else condition_on(e0, mm, control, u)
+    e, mm = (e0, mm) if control == 'none' else checked_control(e0, mm, control, u)
     drop = torch.ones(len(who), dtype=bool, device=device) if control == 'none' else None
-    x = pipeline.sample(e, mm, [face_generator(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop,
-        cfg.contrast if control == 'scalar' else 1.)
+    x = pipeline.sample(e, mm, [face_rng(seed, *w, device) for w in who], cfg.steps, cfg.eta, cfg.guidance, drop,
+        cfg.similarity_guidance if control == 'scalar' else 1.)
     u8 = to_uint8(x)
-    return u8.cpu(), F.cosine_similarity(e0, pipeline.recogniser(to_float(u8)).float()).cpu()
+    return u8.cpu(), F.cosine_similarity(e0, pipeline.identity_encoder(to_float(u8)).float()).cpu()
 
 def draw_batch(
     pipeline, # CemiFacePipeline; one made by for_sampling is faster
@@ -69,27 +69,27 @@ def draw_batch(
     who:list[tuple[int, int]], # (identity, index) of each face
     seed:int, # seed of the set
     cfg:GenerationConfig, # steps, eta, guidance, batch
-    spread:np.ndarray|None=None, # (D,D): directions on the sphere are it times standard normal numbers; by default all are equally likely
+    directions:np.ndarray|None=None, # (D,D): directions on the sphere are it times standard normal numbers; by default all are equally likely
 )->tuple[Tensor, Tensor]: # faces uint8 (b,3,h,w) and their similarity to e0 by E_id (b,), on the CPU
     "Draw one padded batch"
     size, n = slice_size(cfg.batch, pipeline.device), len(who)
     who = who + [who[-1]]*(-n%size)
     e0 = torch.as_tensor(e0, dtype=torch.float32)
     e0 = torch.cat([e0, e0[-1:].expand(len(who)-n, -1)])
-    one = lambda i: _draw_slice(pipeline, e0[i:i+size], m, control, who[i:i+size], seed, cfg, spread)
+    one = lambda i: _draw_slice(pipeline, e0[i:i+size], m, control, who[i:i+size], seed, cfg, directions)
     with workers(pipeline.device) as each: u8, s = map(torch.cat, zip(*each(one, range(0, len(who), size))))
     return u8[:n], s[:n]
 
 # %% ../../nbs/36_generator.sampling.ipynb #c6608f08
 def fitting_batch(
     pipeline, # CemiFacePipeline, on its device
-    share:float=.6, # of the free memory that may be used
+    fraction:float=.6, # of the free memory that may be used
     most:int=1024, # more gains nothing
 )->int: # a multiple of 32
     "How many faces the memory of the GPU takes at once, from one pass of 32; 128 on a processor"
     if pipeline.device.type != 'cuda': return 128
-    e, before = torch.zeros(32, pipeline.recogniser.config.dim, device=pipeline.device), torch.cuda.memory_allocated(pipeline.device)
+    e, before = torch.zeros(32, pipeline.identity_encoder.config.dim, device=pipeline.device), torch.cuda.memory_allocated(pipeline.device)
     torch.cuda.reset_peak_memory_stats(pipeline.device)
     pipeline.sample(e, e[:, 0], [torch.Generator(pipeline.device)]*32, 1)
     each = (torch.cuda.max_memory_allocated(pipeline.device)-before)/32
-    return int(min(most, max(32, share*torch.cuda.mem_get_info(pipeline.device)[0]/each//32*32)))
+    return int(min(most, max(32, fraction*torch.cuda.mem_get_info(pipeline.device)[0]/each//32*32)))

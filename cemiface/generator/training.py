@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'm_levels', 'draw_step', 'draw_noise', 'learning_rate', 'steps_in_all', 'step_loss',
-           'companions', 'gather', 'ahead', 'may_change', 'training_settings', 'training_key', 'save_checkpoint',
+           'other_photo_of', 'gather', 'prefetch', 'may_change', 'training_settings', 'training_key', 'save_checkpoint',
            'load_checkpoint', 'TrainingLog', 'NonFinite', 'backward', 'train_denoiser']
 
 # %% ../../nbs/35_generator.training.ipynb #c517c86a
@@ -31,11 +31,11 @@ from ..core import (
     atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, progress, stable_seed)
 from ..recipe import GeneratorParts, LossConfig, TrainingConfig
 from ..core import held_signals
-from ..runtime import precision_here, processes, slices_of, try_compile, workers
+from ..runtime import resolve_precision, processes, slices_of, try_compile, workers
 from ..data.faces import FaceSet, FaceStore
-from ..encoders.pretrained import embed_set, Recogniser
-from .schedule import add_noise, clean_estimate, make_scheduler, target
-from .condition import steer
+from ..encoders.pretrained import embed_set, FaceEncoder
+from .schedule import add_noise, predict_x0, make_scheduler, target
+from .condition import apply_control
 from .denoiser import build_denoiser, Denoiser
 from .losses import cosine_to, diffusion_mse, DISTANCES, lambda_at, similarity_matching
 
@@ -65,8 +65,8 @@ def draw_step(
     levels, u = m_levels(cfg), torch.rand(b, generator=g)
     m = levels[(u*len(levels)).long()] if len(levels) else cfg.m_low+(cfg.m_high-cfg.m_low)*u
     t, mirror, drop = torch.randint(0, T, (b,), generator=g), torch.rand(b, generator=g)<.5, torch.rand(b, generator=g)<dropout
-    bears = ~drop & (torch.arange(b) < math.ceil(cfg.similarity_share*b))
-    return SimpleNamespace(idx=order[place-epochs[0]*n:][:b], m=m, t=t, mirror=mirror, drop=drop, bears=bears, other=torch.rand(b, generator=g))
+    matched = ~drop & (torch.arange(b) < math.ceil(cfg.similarity_fraction*b))
+    return SimpleNamespace(idx=order[place-epochs[0]*n:][:b], m=m, t=t, mirror=mirror, drop=drop, matched=matched, other=torch.rand(b, generator=g))
 
 def draw_noise(
     shape:tuple, # of the whole batch, (b,3,h,w) for faces, (b,D) for directions on the sphere
@@ -99,7 +99,7 @@ def steps_in_all(
 # %% ../../nbs/35_generator.training.ipynb #c8d6f0c3
 def step_loss(
     denoiser, # Denoiser (or its parallel wrapper)
-    guide:Recogniser, # frozen E_id
+    guide:FaceEncoder, # frozen E_id
     sch, # DDPMScheduler
     loss:LossConfig, # which distance
     lam:float, # weight of similarity matching
@@ -110,11 +110,11 @@ def step_loss(
 )->tuple[Tensor, dict]: # loss, and its parts as detached tensors
     "The loss of a batch (paper, Eq 14)"
     T = sch.config.num_train_timesteps
-    xt, (e, m) = add_noise(sch, b.x0, eps, b.t), steer(b.e, b.m, control, u)
+    xt, (e, m) = add_noise(sch, b.x0, eps, b.t), apply_control(b.e, b.m, control, u)
     out = denoiser(xt, b.t, e, m, b.drop)
     mse = diffusion_mse(out, target(sch, b.x0, eps, b.t)).mean()
     k = b.similar
-    x0_hat = clean_estimate(sch, out[k], xt[k], b.t[k])
+    x0_hat = predict_x0(sch, out[k], xt[k], b.t[k])
     e_hat = guide(x0_hat)
     s = cosine_to(b.e[k], e_hat)
     goal = (b.m[k],) if control == 'scalar' else (torch.ones_like(s), cosine_to(e[k], e_hat))
@@ -123,7 +123,7 @@ def step_loss(
     return total, dict(loss=total.detach(), mse=mse.detach(), match=match.detach(), s=s.detach().sum()/b.number)
 
 # %% ../../nbs/35_generator.training.ipynb #c0dde668
-def companions(
+def other_photo_of(
     labels, # identity of each photo, (n,)
 )->Callable: # (idx, u) -> other, where u in [0,1): (b,) each
     "For photos, others of the same person, each equally likely; a person's only photo stays. CemiFaceError where nobody has two"
@@ -147,14 +147,14 @@ def gather(
     other:Callable|None=None, # from companions: who is the inquiry; by default every face itself
 )->SimpleNamespace: # x0, e, t, m, drop, similar, number, on the device of the store
     "This process's part of the batch of a step"
-    number = max(1, int(d.bears.sum()))/parts
+    number = max(1, int(d.matched.sum()))/parts
     d = SimpleNamespace(**{k: v[part::parts] for k, v in vars(d).items()})
     heard = d.idx.numpy() if other is None else other(d.idx.numpy(), d.other.numpy())
     e = torch.from_numpy(np.ascontiguousarray(e_all[d.mirror.long().numpy(), heard]))
-    rest = dict(e=e, t=d.t, m=d.m, drop=d.drop, similar=d.bears.nonzero()[:, 0])
+    rest = dict(e=e, t=d.t, m=d.m, drop=d.drop, similar=d.matched.nonzero()[:, 0])
     return SimpleNamespace(x0=store.batch(d.idx, d.mirror), number=number, **{k: v.to(store.device) for k, v in rest.items()})
 
-def ahead(
+def prefetch(
     make:Callable, # int -> anything
     numbers:range, # what to call it with
 )->Iterable: # (number, what was made)
@@ -169,7 +169,7 @@ def ahead(
 # %% ../../nbs/35_generator.training.ipynb #cf9c25e6
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
 
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'control', 'inquiry', 'similarity_share',
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step', 'control', 'inquiry', 'similarity_fraction',
     'precision')
 
 def may_change(
@@ -180,21 +180,21 @@ def may_change(
 
 def training_settings(
     faces:FaceSet, # faces to learn from
-    recogniser:Recogniser, # frozen E_id
+    identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections of the recipe
     seed:int, # of weights and draws
     changing:bool=True, # with what may change on the way?
     start:str|None=None, # fingerprint of the generator to begin with
 )->dict: # sections of the recipe, and fingerprints
     "Everything that decides a training"
-    out = asdict(parts) | dict(faces=faces.fingerprint, recogniser=recogniser.fingerprint, seed=seed) | (dict(start=start) if start else {})
+    out = asdict(parts) | dict(faces=faces.fingerprint, identity_encoder=identity_encoder.fingerprint, seed=seed) | (dict(start=start) if start else {})
     if not changing: del out['loss']
     out['training'] = {k: v for k, v in out['training'].items() if k not in SPEED_ONLY and (changing or k not in MAY_CHANGE)}
     return out
 
-def training_key(faces:FaceSet, recogniser:Recogniser, parts:GeneratorParts, seed:int, changing:bool=True, start:str|None=None)->str: # fingerprint
+def training_key(faces:FaceSet, identity_encoder:FaceEncoder, parts:GeneratorParts, seed:int, changing:bool=True, start:str|None=None)->str: # fingerprint
     "Fingerprint of `training_settings`"
-    return fingerprint(training_settings(faces, recogniser, parts, seed, changing, start))
+    return fingerprint(training_settings(faces, identity_encoder, parts, seed, changing, start))
 
 # %% ../../nbs/35_generator.training.ipynb #c2717b73
 def save_checkpoint(
@@ -344,33 +344,33 @@ def _agreed(acc, step, *flags):
     return (acc.reduce(torch.tensor(flags, device=acc.device, dtype=torch.float), 'sum') > 0).tolist()
 
 # %% ../../nbs/35_generator.training.ipynb #c17233f2
-def _prepare(faces, recogniser, parts, state, seed, cpu, force, start=None):
+def _prepare(faces, identity_encoder, parts, state, seed, cpu, force, start=None):
     "All that the loop needs, restored from a checkpoint where there is one"
     cfg = parts.training
     n, tracker = processes(cpu).num_processes, None if cfg.tracker == 'none' else cfg.tracker
     if cfg.batch%n: raise CemiFaceError(f'training.batch = {cfg.batch} must be a multiple of the {n} processes')
     AcceleratorState._reset_state()                            # the precision may be another one, too
     where = PartialState().device
-    acc = Accelerator(cpu=where.type == 'cpu', mixed_precision=precision_here(cfg.precision, where), project_dir=str(state), log_with=tracker)
+    acc = Accelerator(cpu=where.type == 'cpu', mixed_precision=resolve_precision(cfg.precision, where), project_dir=str(state), log_with=tracker)
     if tracker: acc.init_trackers('cemiface', {})
     torch.manual_seed(stable_seed(seed, 'weights'))
     size = faces.images.shape[-1]
-    net = build_denoiser(parts.unet, parts.condition, recogniser.config.dim, size)
+    net = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, size)
     _begin(net, start)
-    key, frozen = (training_key(faces, recogniser, parts, seed, o, start and start.fingerprint) for o in (True, False))
+    key, frozen = (training_key(faces, identity_encoder, parts, seed, o, start and start.fingerprint) for o in (True, False))
     old = load_checkpoint(state/'checkpoint.pt', key, frozen if force else None)
     if old: net.load_state_dict(old['weights'])
     if acc.device.type == 'cuda': net.to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(net.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     net, opt = acc.prepare(net, opt)
     bare, slices = acc.unwrap_model(net), slices_of(cfg.batch//n, acc.device, n)
-    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, slices, size, recogniser.config.dim)
+    if cfg.compile: _compile_for_training(bare, acc, cfg.batch//n, slices, size, identity_encoder.config.dim)
     ema = EMAModel(bare.parameters(), decay=cfg.ema_max, use_ema_warmup=True, power=.75, foreach=True)
     if old: opt.load_state_dict(old['optimiser']); ema.load_state_dict(old['average'])
     ema.to(acc.device)
     return SimpleNamespace(acc=acc, net=net, bare=bare, opt=opt, ema=ema, keys=dict(key=key, frozen=frozen), step=old['step'] if old else 0,
         share=[(acc.process_index+n*k, n*slices) for k in range(slices)],      # slice k of how many, for each that is this process's
-        kept=old['log'] if old else ({}, 0), sch=make_scheduler(parts.schedule), guide=recogniser.folded().to(acc.device))
+        kept=old['log'] if old else ({}, 0), sch=make_scheduler(parts.schedule), guide=identity_encoder.folded().to(acc.device))
 
 # %% ../../nbs/35_generator.training.ipynb #ca2cd0bc
 def _save(r, state, step, lines):
@@ -390,7 +390,7 @@ def _finish(r):
 # %% ../../nbs/35_generator.training.ipynb #ce972bf8
 def train_denoiser(
     faces:FaceSet, # faces to learn from; labels are used where training.inquiry = 'another' only
-    recogniser:Recogniser, # frozen E_id
+    identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe
     state:str|Path, # folder for checkpoint.pt and log.jsonl
     seed:int=0, # decides the initial weights and every draw
@@ -401,19 +401,19 @@ def train_denoiser(
 )->tuple[Denoiser, list[dict]]: # the averaged network on the CPU, and the log
     "Train to the end, resuming from `state`; raises CemiFaceError when too many gradients are not finite, or where `start` does not fit"
     cfg, state = parts.training, Path(state)
-    r = _prepare(faces, recogniser, parts, state, seed, cpu, force, start)
+    r = _prepare(faces, identity_encoder, parts, state, seed, cpu, force, start)
     acc, n, steps, T, since = r.acc, len(faces), steps_in_all(cfg, len(faces)), r.sch.config.num_train_timesteps, time.monotonic()
-    store, e_all = FaceStore(faces.images, acc.device), embed_set(recogniser, faces, cache, acc.device)
+    store, e_all = FaceStore(faces.images, acc.device), embed_set(identity_encoder, faces, cache, acc.device)
     lines = TrainingLog(state/'log.jsonl', r.step, r.kept, acc)
     draws = lambda step: draw_step(cfg, n, T, parts.condition.dropout, seed, step)
-    other = companions(faces.labels if faces.identities else ()) if cfg.inquiry == 'another' else None
+    other = other_photo_of(faces.labels if faces.identities else ()) if cfg.inquiry == 'another' else None
     batch = lambda step: [gather(d, store, e_all, *o, other) for d in [draws(step)] for o in r.share]                      # in slices, usually one
     noise = lambda step, x, *of: [o[k::n] for o in [draw_noise((cfg.batch, *x.shape[1:]), seed, step, acc.device, *of)] for k, n in r.share]
     if steps < 3*cfg.warmup and acc.is_main_process:
         log(f'steps in all: {steps}, and the learning rate rises over {cfg.warmup}: little will be learnt; raise training.epochs')
     watch = NonFinite(acc, cfg.max_skipped, lambda step: faces.named(draws(step).idx))
     with held_signals() as told, progress(steps*cfg.batch, 'training the generator', 'img', initial=r.step*cfg.batch) as bar:
-        for step, slices in ahead(batch, range(r.step, steps)):
+        for step, slices in prefetch(batch, range(r.step, steps)):
             eps, lam = noise(step, slices[0].x0), lambda_at(parts.loss, step/steps)
             u = [None]*len(eps) if cfg.control == 'scalar' else noise(step, slices[0].e, 'direction')
             loss, facts = backward(r, lambda b, eps, u, lam=lam: step_loss(r.net, r.guide, r.sch, parts.loss, lam, b, eps, cfg.control, u), slices, eps, u)

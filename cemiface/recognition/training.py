@@ -33,8 +33,8 @@ from ..recipe import CosFaceConfig
 from ..runtime import default_device, processes, seed_everything, try_compile
 from ..data.faces import FaceSet, FaceStore, PairSet
 from ..encoders.backbones import ARCHS
-from ..encoders.pretrained import embed, load_recogniser, Recogniser
-from ..generator.training import ahead
+from ..encoders.pretrained import embed, load_encoder, FaceEncoder
+from ..generator.training import prefetch
 from .verification import fold_accuracy, mirror_sum, pair_similarities
 
 # %% ../../nbs/51_recognition.training.ipynb #c6592af5
@@ -220,13 +220,13 @@ class FaceLoader:
             i = batches[k][:len(batches[k])//self.of*self.of][self.rank::self.of]                # a short batch gives each as many, too
             y = self.y[i].to(self.device)
             return augment(self.store.batch(i), self.cfg, g, self.rank, self.of), y, y
-        for _, b in ahead(make, range(len(batches))): yield b
+        for _, b in prefetch(make, range(len(batches))): yield b
 
 # %% ../../nbs/51_recognition.training.ipynb #c71ff670
 class Trainee(nn.Module):
     "A trainable backbone and its head, fed through the preparation of the recogniser that it will become"
     def __init__(self,
-        recogniser:Recogniser, # untrained; gives size, colour order, normalisation and first weights
+        recogniser:FaceEncoder, # untrained; gives size, colour order, normalisation and first weights
         head:MarginHead, # margin loss with one vector an identity
         precision:str='fp32', # arithmetic of the backbone: 'fp32' or 'bf16'
     ):
@@ -244,7 +244,7 @@ class Trainee(nn.Module):
         x = self.prepare(x).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): e = self.backbone(x)
         return self.head(e.float(), y)
-    def exam(self)->Recogniser: # frozen, with a copy of the present weights
+    def exam(self)->FaceEncoder: # frozen, with a copy of the present weights
         "The recogniser as it is now"
         self.recogniser[0].backbone.load_state_dict(self.backbone.state_dict())
         return self.recogniser[0]
@@ -309,7 +309,7 @@ def _bare(model):
     return getattr(model, 'module', model)
 
 def pair_accuracy(
-    recogniser:Recogniser, # on any device
+    recogniser:FaceEncoder, # on any device
     pairs:PairSet, # images and pairs
 )->float: # fraction
     "Mean accuracy over the folds, image and mirror summed; without the intervals of a full verification"
@@ -365,7 +365,7 @@ def recogniser_learner(
     if ranks.num_processes > 1: device = ranks.device
     seed_everything(stable_seed(seed, 'weights'))
     loader = FaceLoader(faces, cfg, seed, device, ranks.process_index, ranks.num_processes)
-    recogniser = Recogniser(cfg.arch, cfg.dim, *faces.images.shape[-2:]).to(device)
+    recogniser = FaceEncoder(cfg.arch, cfg.dim, *faces.images.shape[-2:]).to(device)
     model = Trainee(recogniser, HEADS[cfg.head](cfg.dim, len(loader.classes), cfg.scale, cfg.margin), cfg.precision).to(device)
     if cfg.compile: _compile_backbone(model, loader)
     kind = dict(sgd=partial(torch.optim.SGD, momentum=cfg.momentum), adamw=torch.optim.AdamW)[cfg.optimiser]
@@ -384,7 +384,7 @@ def fit_recogniser(
     learn:Learner, # from recogniser_learner
     start:int=0, # epochs that are done already
     cbs=(), # further fastai callbacks
-)->Recogniser: # frozen, in evaluation mode
+)->FaceEncoder: # frozen, in evaluation mode
     "Train by the recipe's schedule, with fastai's progress bar when standard error is a terminal; CemiFaceError if the loss is no number"
     cfg, rank = learn.dls.train.cfg, learn.dls.train.rank
     if rank or os.environ.get('CEMIFACE_QUIET') or not sys.stderr.isatty(): learn.remove_cbs(ProgressCallback); learn.logger = noop
@@ -440,7 +440,7 @@ def train_recogniser(
     seed:int=0, # of everything random
     device:str|None=None, # by default the accelerator, where there is one
     cbs=(), # further fastai callbacks
-)->Recogniser: # frozen, in evaluation mode
+)->FaceEncoder: # frozen, in evaluation mode
     "Train, resume or load the recogniser of a set; CemiFaceError for a bad set, a loss that is no number, or another run's folder"
     device = device or default_device()
     decides = {k: v for k, v in asdict(cfg).items() if k != 'compile'}
@@ -449,7 +449,7 @@ def train_recogniser(
     out, ranks = Path(out), processes(torch.device(device).type == 'cpu')
     state, first = out.with_name(out.name+'.state'), ranks.is_main_process
     if first: sweep(out.parent, deep=False)            # what a killed run left beside it
-    if _finished(out, key): return load_recogniser(out).to(device)
+    if _finished(out, key): return load_encoder(out).to(device)
     learn = recogniser_learner(faces, cfg, pairs, seed, device)
     start = restore_learner(learn, state, key) if state.exists() else 0
     ranks.wait_for_everyone()                          # all have read it before the first one replaces it

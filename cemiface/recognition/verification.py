@@ -24,7 +24,7 @@ from ..data.formats import inside
 from ..data.faces import _decode, PairSet
 from ..data.align import align_face, read_landmarks
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, embed_set, Recogniser
+from ..encoders.pretrained import embed, embed_set, FaceEncoder
 
 # %% ../../nbs/50_recognition.verification.ipynb #c983985c
 def mirror_sum(
@@ -157,7 +157,7 @@ def holm(
 
 # %% ../../nbs/50_recognition.verification.ipynb #c4f9ddb9
 def verify(
-    recogniser:Recogniser,
+    encoder:FaceEncoder,
     pairs:PairSet,
     cache=None, # folder that keeps embeddings
     device=None, # where to compute
@@ -165,7 +165,7 @@ def verify(
     fars=(1e-2, 1e-3), # false acceptance rates
 )->dict: # name, accuracy, std, ci95, folds, threshold (squared distance, mean over folds), tar_at_far
     "Verify all pairs by mirror-summed embeddings; accuracies are fractions. CemiFaceError for too few pairs."
-    sim, folds = pair_similarities(mirror_sum(embed_set(recogniser, pairs, cache, device)), pairs), folds or pairs.folds
+    sim, folds = pair_similarities(mirror_sum(embed_set(encoder, pairs, cache, device)), pairs), folds or pairs.folds
     r = fold_accuracy(sim, pairs.same, folds)
     ci95 = bootstrap_interval(r['correct'], pairs.person_left, pairs.person_right)
     return dict(name=pairs.name, accuracy=r['accuracy'], std=r['std'], ci95=list(ci95), folds=folds,
@@ -272,14 +272,14 @@ def loose_faces(
             yield u8; bar.update(len(u8))
 
 def verify_templates(
-    recogniser:Recogniser,
+    encoder:FaceEncoder,
     root, # folder as for read_templates
     device=None, # where to compute; by default where the recogniser is
     fars=IJB_FARS, # false acceptance rates
 )->dict: # the keys of `verify`, without an accuracy: name, tar_at_far; templates, images, pairs
     "Verify the pairs of templates of IJB-B or IJB-C (1:1). CemiFaceError for files that are missing or wrong."
     templates = read_templates(root)
-    fast = recogniser.to(device or recogniser.device).folded()
+    fast = encoder.to(device or encoder.device).folded()
     features = template_features((embed(fast, u8)+embed(fast, u8, mirror=True) for u8 in loose_faces(templates)), templates)
     sim, same = template_similarities(features, templates)
     return dict(name=templates.name, accuracy=None, std=None, ci95=None, folds=None, threshold=None, tar_at_far=tar_at_far(sim, same, fars),

@@ -21,11 +21,11 @@ from accelerate.utils import broadcast_object_list
 from ..core import (
     atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file, stable_seed, write_json)
 from ..recipe import GenerationConfig
-from ..runtime import precision_here, processes, try_compile, workers
+from ..runtime import resolve_precision, processes, try_compile, workers
 from ..data.formats import manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
 from ..encoders.pretrained import embed
-from ..generator.condition import condition_on, m_of
+from ..generator.condition import checked_control, m_of
 from ..generator.sampling import check_steps, draw_batch, fitting_batch, for_sampling
 from ..generator.pipeline import CemiFacePipeline
 
@@ -54,12 +54,12 @@ def face_settings(
     pipeline:CemiFacePipeline, # generator
     m:float|list[float], control:str, seed:int, # what is asked for
     cfg:GenerationConfig, # how it is drawn
-    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D)
+    directions:np.ndarray|None=None, # of the directions on the sphere, (D,D)
 )->dict: # plain values
     "Everything that decides a face of a set, but for its inquiry and its numbers"
     how = {k: v for k, v in asdict(cfg).items() if k not in ('copies', 'per_identity')}
     return dict(generator=pipeline.fingerprint, m=list(map(float, m)) if isinstance(m, (list, tuple)) else float(m), control=control, seed=seed) | how | (
-        {} if spread is None else dict(spread=fingerprint(spread)))
+        {} if directions is None else dict(directions=fingerprint(directions)))
 
 # %% ../../nbs/41_sets.dataset.ipynb #ce713a59
 def _there(out, counts, sources, ext):
@@ -105,15 +105,15 @@ def _merge(folder, key, total):
 def _fixed(pipeline, cfg, out, ranks):
     "The recipe with a precision, and a number of faces at once that is the same in all processes: those that the set was begun with"
     begun = read_json(out/'run.json').get('settings', {}) if (out/'run.json').exists() else {}
-    if cfg.precision == 'auto': cfg = replace(cfg, precision=begun.get('precision') or precision_here('auto', pipeline.device))
+    if cfg.precision == 'auto': cfg = replace(cfg, precision=begun.get('precision') or resolve_precision('auto', pipeline.device))
     if cfg.batch: return cfg
     found = [begun.get('batch') or fitting_batch(pipeline)]
     return replace(cfg, batch=(found if ranks.num_processes == 1 else broadcast_object_list(found))[0])
 
 def _compile_for_sampling(pipeline, cfg):
     "Compile the denoiser for the slices of the set, with CUDA graphs on a GPU"
-    probe = lambda: draw_batch(pipeline, torch.zeros(1, pipeline.recogniser.config.dim), 1., 'scalar', [(0, 0)], 0, replace(cfg, steps=2))   # a single slice
-    try_compile(pipeline.unet, probe, 'reduce-overhead' if pipeline.device.type == 'cuda' and cfg.guidance == cfg.contrast == 1 else None)
+    probe = lambda: draw_batch(pipeline, torch.zeros(1, pipeline.identity_encoder.config.dim), 1., 'scalar', [(0, 0)], 0, replace(cfg, steps=2))   # a single slice
+    try_compile(pipeline.unet, probe, 'reduce-overhead' if pipeline.device.type == 'cuda' and cfg.guidance == cfg.similarity_guidance == 1 else None)
 
 # %% ../../nbs/41_sets.dataset.ipynb #cb8b9cdf
 def open_set(
@@ -123,15 +123,15 @@ def open_set(
     control:str, # one of CONTROLS
     seed:int, # decides noise and directions
     cfg:GenerationConfig, # how the faces are drawn
-    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
+    directions:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
 )->tuple[RunFolder, GenerationConfig, dict]: # the folder, the recipe with its batch, what decides a face
     "Begin or resume a set; raises CemiFaceError for values out of range or a folder that holds another set"
     out, ranks = Path(out), processes(pipeline.device.type == 'cpu')
     check_steps(cfg.steps, pipeline.scheduler.config.num_train_timesteps)
-    asked = torch.tensor(m, dtype=torch.float).reshape(-1)
-    condition_on(torch.zeros(len(asked), 2), asked, control, torch.ones(len(asked), 2))
+    requested = torch.tensor(m, dtype=torch.float).reshape(-1)
+    checked_control(torch.zeros(len(requested), 2), requested, control, torch.ones(len(requested), 2))
     cfg = _fixed(pipeline, cfg, out, ranks)
-    settings = face_settings(pipeline, m, control, seed, cfg, spread)
+    settings = face_settings(pipeline, m, control, seed, cfg, directions)
     with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
     return folder, cfg, settings
 
@@ -145,11 +145,11 @@ def write_set(
     seed:int=0, # decides noise and directions
     cfg:GenerationConfig|None=None, # how the faces are drawn
     counts=None, # faces per identity, (len(inquiries),); by default cfg.per_identity of each
-    spread:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
+    directions:np.ndarray|None=None, # of the directions on the sphere, (D,D), see draw_batch
 )->Counts: # what was asked for
     "Write a labelled set, or what is missing of it; raises CemiFaceError for values out of range or a folder that holds another set"
     if inquiries.files is None: raise CemiFaceError('the manifest names the inquiry faces, but these are no files; use write_inquiries')
-    folder, cfg, settings = open_set(pipeline, out, m, control, seed, cfg or GenerationConfig(), spread)
+    folder, cfg, settings = open_set(pipeline, out, m, control, seed, cfg or GenerationConfig(), directions)
     counts, ranks = Counts([cfg.per_identity]*len(inquiries) if counts is None else counts), processes(pipeline.device.type == 'cpu')
     sources = [dict(path=f, sha256=sha256_file(Path(inquiries.root)/f)) if n else None for f, n in zip(inquiries.files, counts.counts)]
     key = fingerprint(settings, counts.counts, sources)
@@ -157,22 +157,22 @@ def write_set(
     with ranks.main_process_first(): have = _there(folder.path, counts, sources, cfg.image_format)
     ranks.wait_for_everyone()
     todo = _missing(have, cfg.batch, ranks)
-    _draw_missing(pipeline, inquiries, folder.path, m, control, seed, cfg, counts, sources, todo, ranks.process_index, spread)
+    _draw_missing(pipeline, inquiries, folder.path, m, control, seed, cfg, counts, sources, todo, ranks.process_index, directions)
     ranks.wait_for_everyone()
     if ranks.is_main_process: _merge(folder, key, counts.total)
     ranks.wait_for_everyone()
     return counts
 
 # %% ../../nbs/41_sets.dataset.ipynb #cc1114fd
-def _embed_alone(recogniser, images, batch=64):
+def _embed_alone(identity_encoder, images, batch=64):
     "Embeddings that do not depend, to the last bit, on how many other inquiries there are, nor on threads: always as many at once, each batch by one thread"
     padded = np.concatenate([images, np.repeat(images[-1:], -len(images)%batch, axis=0)])
-    one = lambda i: embed(recogniser, padded[i:i+batch], batch=batch)
-    with workers(recogniser.device) as each: return np.concatenate([*each(one, range(0, len(padded), batch))])[:len(images)]
+    one = lambda i: embed(identity_encoder, padded[i:i+batch], batch=batch)
+    with workers(identity_encoder.device) as each: return np.concatenate([*each(one, range(0, len(padded), batch))])[:len(images)]
 
-def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sources, todo, rank, spread):
+def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sources, todo, rank, directions):
     "Draw batches; their files are written while the next batch is drawn, and their lines when all files are there"
-    e0, pipeline = _embed_alone(pipeline.recogniser, inquiries.images), for_sampling(pipeline, cfg)
+    e0, pipeline = _embed_alone(pipeline.identity_encoder, inquiries.images), for_sampling(pipeline, cfg)
     if cfg.compile and todo: _compile_for_sampling(pipeline, cfg)
     def write(pool, batch, u8, s):
         saved = [pool.submit(save_image, x, face_file(out, *w, cfg.image_format)) for x, w in zip(u8.numpy(), batch)]
@@ -187,20 +187,20 @@ def _draw_missing(pipeline, inquiries, out, m, control, seed, cfg, counts, sourc
         try:
             for places in todo:
                 batch = counts.who(places)
-                drawn = draw_batch(pipeline, e0[[i for i, _ in batch]], m, control, batch, seed, cfg, spread)
+                drawn = draw_batch(pipeline, e0[[i for i, _ in batch]], m, control, batch, seed, cfg, directions)
                 before, waiting = waiting, ()
                 finish(*before); waiting = write(pool, batch, *drawn)
         finally: finish(*waiting)                            # also when interrupted: these faces are drawn
 
 def generate_set(
     pipeline:CemiFacePipeline, inquiries:FaceSet, out:str|Path, # as for write_set
-    m:float|list[float]=0., control:str='scalar', seed:int=0, cfg:GenerationConfig|None=None, counts=None, spread=None, # likewise
+    m:float|list[float]=0., control:str='scalar', seed:int=0, cfg:GenerationConfig|None=None, counts=None, directions=None, # likewise
 )->FaceSet: # the finished set, labelled, without what a larger demand drew before
     "`write_set`, and read the faces"
-    c = write_set(pipeline, inquiries, out, m, control, seed, cfg, counts, spread)
+    c = write_set(pipeline, inquiries, out, m, control, seed, cfg, counts, directions)
     made = FaceSet.from_folder(out, pipeline.size)
-    asked = [c.place(int(Path(f).parent.name), int(Path(f).stem)) is not None for f in made.files]
-    return made if all(asked) else made.subset(np.flatnonzero(asked))
+    requested = [c.place(int(Path(f).parent.name), int(Path(f).stem)) is not None for f in made.files]
+    return made if all(requested) else made.subset(np.flatnonzero(requested))
 
 # %% ../../nbs/41_sets.dataset.ipynb #c0db6c0e
 def with_copies(

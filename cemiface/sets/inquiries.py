@@ -50,7 +50,7 @@ def draw_unconditional(
         raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw inquiries of its own; '
                             'give it a folder of inquiry faces')
     cfg, out, seed = cfg or GenerationConfig(), [], stable_seed(seed, 'unconditional')
-    zeros, pipeline = np.zeros((cfg.batch, pipeline.recogniser.config.dim), np.float32), for_sampling(pipeline, cfg)
+    zeros, pipeline = np.zeros((cfg.batch, pipeline.identity_encoder.config.dim), np.float32), for_sampling(pipeline, cfg)
     with progress(n, 'drawing unconditional faces', 'img') as bar:
         for i in range(0, n, cfg.batch):
             who = [(j, 0) for j in range(i, min(n, i+cfg.batch))]
