@@ -34,48 +34,49 @@ def five_points(
     places = np.array([(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])
     return (places+.5)*size/112-.5
 
-# %% ../../nbs/13_data.align.ipynb #c29e5651
+# %% ../../nbs/13_data.align.ipynb #c1b0e94d
 def similarity_transform(
     src, # points, (n,2)
     dst, # where they should come to lie, (n,2)
 )->np.ndarray: # (2,3), to be applied to (x, y, 1)
-    "The turn, scale and shift of least squared error, without reflection. Raises CemiFaceError when points coincide"
+    "Turn, scale and shift of least squared error. Raises CemiFaceError when all points coincide"
     z, w = np.asarray(src, float) @ [1, 1j], np.asarray(dst, float) @ [1, 1j]
     if not 0 < z.var() < np.inf:
         raise CemiFaceError('the landmarks coincide or are no numbers, so nothing can be aligned by them')
     (a, b), *_ = np.linalg.lstsq(np.c_[z, np.ones(len(z))], w)
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
-# %% ../../nbs/13_data.align.ipynb #cbb77892
+# %% ../../nbs/13_data.align.ipynb #cca43656
 def align_face(
     image:np.ndarray, # bytes, RGB, (3,h,w)
     landmarks, # (5,2), in pixels of the image, in the order of LANDMARKS
     size:int=112, # side of the result, pixels
 )->np.ndarray: # bytes, (3,size,size)
-    "The face in its standard place; black where the picture ends. Raises CemiFaceError when all landmarks coincide"
+    "The face in its standard place; black where the picture ends. Raises CemiFaceError like the transform"
     transform = similarity_transform(landmarks, five_points(size))
     turn, shift = transform[:, [0, 2]].T @ [1, 1j]
     finer = max(1, round(min(1/abs(turn), 1.5*np.sqrt(image[0].size)/size)))
     half = .5+.5j   # Pillow counts from the corner of the first pixel
     back, origin = 1/(turn*finer), half-(half+shift)/turn
     inverse = back.real, -back.imag, origin.real, back.imag, back.real, origin.imag
-    picture = Image.fromarray(image.transpose(1, 2, 0)).transform(
-        2*[size*finer], Image.Transform.AFFINE, np.round(inverse, 9), Image.Resampling.BILINEAR)  # Pillow truncates
+    inverse = np.round(inverse, 9)  # Pillow truncates
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    picture = picture.transform(2*[size*finer], Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
     return picture_to_bytes(picture.reduce(finer))
 
-# %% ../../nbs/13_data.align.ipynb #c1e425d7
+# %% ../../nbs/13_data.align.ipynb #c5583100
 @dataclass(frozen=True)
 class AlignRules:
     "When a photo is left out"
-    min_side:float = setting(32., 'smallest side of a face (of the square that is cut out), pixels of the photo', above=0)
-    rival:float = setting(.6, 'largest prominence (size times score) of a second face, as a fraction of the first', lo=0, hi=1)
-    max_misfit:float = setting(10., 'largest distance of landmarks from their places (root mean square), pixels of 112', above=0)
+    min_side:float = setting(32., 'smallest side of the square that is cut out, pixels of the photo', above=0)
+    rival:float = setting(.6, 'largest size times score of a second face, fraction of the first', lo=0, hi=1)
+    max_misfit:float = setting(10., 'largest distance of landmarks from their places, pixels of 112', above=0)
 
-# %% ../../nbs/13_data.align.ipynb #cc4d36a8
+# %% ../../nbs/13_data.align.ipynb #c4c81ddd
 def misfit(
     landmarks, # (5,2), any scale
-)->tuple[float,float]: # as they are, and with left and right exchanged
-    "Distance of landmarks from their places after the best transform: root mean square, pixels of a face of 112"
+)->tuple: # as they are, and with left and right exchanged
+    "Root mean square distance of landmarks from their places after the best transform, pixels of 112"
     def distance(points):
         transform = similarity_transform(points, five_points())
         off = np.c_[points, np.ones(5)] @ transform.T - five_points()
@@ -102,21 +103,24 @@ def choose_face(
     if mirrored < straight: return None, 'mirrored'
     return (None, 'misshapen') if straight > rules.max_misfit else (points, None)
 
-# %% ../../nbs/13_data.align.ipynb #cf23fc49
+# %% ../../nbs/13_data.align.ipynb #cfcd2373
 def read_landmarks(
     path:str|Path, # text file, one line a face
-)->tuple[list[str],np.ndarray,np.ndarray]: # paths (n), landmarks (n,5,2), scores (n,), 1 without one; float32
+)->tuple: # paths (n), landmarks (n,5,2), scores (n,), 1 where there is none; both float32
     "Read a list of landmarks. Raises CemiFaceError naming the line that is wrong"
     names, rows = [], []
     for line, (name, *numbers) in read_columns(path, 'list of landmarks'):
         try: row = np.array([*numbers, '1'][:11], np.float32)
         except ValueError: row = np.array([np.nan])
         if len(numbers) not in (10, 11) or not np.isfinite(row).all():
-            raise CemiFaceError(f'{path} line {line}: a path, ten coordinates and perhaps a score are expected')
-        if row[10] <= 0: raise CemiFaceError(f'{path} line {line}: the score is {numbers[10]}, but must be above 0')
+            raise CemiFaceError(f'{path} line {line}: a path, ten coordinates '
+                                'and perhaps a score are expected')
+        if row[10] <= 0:
+            raise CemiFaceError(f'{path} line {line}: the score is {numbers[10]}, but must be above 0')
         names.append(name.strip())
         rows.append(row)
-    if not names: raise CemiFaceError(f'{path} is empty; a line a face is expected: path x1 y1 ... x5 y5 [score]')
+    if not names:
+        raise CemiFaceError(f'{path} is empty; a line a face is expected: path x1 y1 ... x5 y5 [score]')
     rows = np.stack(rows)
     return names, rows[:, :10].reshape(-1, 5, 2), rows[:, 10]
 
@@ -145,7 +149,7 @@ class ListedFaces:
         "The faces of a photo"
         return self.faces.get(name, [])
 
-# %% ../../nbs/13_data.align.ipynb #c89670b5
+# %% ../../nbs/13_data.align.ipynb #c60c6b1b
 def import_path(
     spec:str, # pkg.module:name; the module may lie in the current folder
     what:str, # what it should be, for the error
@@ -159,7 +163,8 @@ def import_path(
     except ImportError as e:
         raise CemiFaceError(f'cannot import {module} for the {what} {spec}: {e}; '
                             'install it, or start where it lies') from e
-    except AttributeError as e: raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from e
+    except AttributeError as e:
+        raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from e
     if not callable(found): raise CemiFaceError(f'{spec} is no function, but {what}s are made by one')
     return found
 
@@ -184,7 +189,7 @@ class DetectedFaces:
         if all(np.isfinite(points).all() and score > 0 for points, score in faces): return faces
         raise CemiFaceError(f'{self.key} returned for {name} what is no list of (five points, score above 0)')
 
-# %% ../../nbs/13_data.align.ipynb #ca5d0f6c
+# %% ../../nbs/13_data.align.ipynb #c33c9a99
 def align_folder(
     root:str|Path, # photos, root/IDENTITY/*.jpg or flat
     out:str|Path, # folder for the faces, in the same order
@@ -198,7 +203,8 @@ def align_folder(
     root, out = Path(root), Path(out)
     names = [name for name, _ in scan_folder(root)]
     faces_of.check([name.as_posix() for name in names])
-    RunFolder.open(out, fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format), 'aligned')
+    key = fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format)
+    RunFolder.open(out, key, 'aligned')
     stems = collections.Counter(name.with_suffix('') for name in names)
     def align_photo(name):
         stem = name.with_suffix('')

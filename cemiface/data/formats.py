@@ -37,10 +37,10 @@ def list_folder(folder): # an existing one
     images = {o.name for o in visible if o.name.lower().endswith(IMAGE_SUFFIXES)} - folders
     return sorted(folders), sorted(images)
 
-# %% ../../nbs/10_data.formats.ipynb #cf69fc49
+# %% ../../nbs/10_data.formats.ipynb #ce93ed70
 def scan_folder(
     root:str|Path, # root/IDENTITY/*.jpg or flat root/*.jpg
-)->list[tuple[Path,str|None]]: # path relative to root, identity (None when flat), sorted
+)->list: # (path relative to root, identity or None when flat), sorted
     "The images of a folder and whose they are. Raises CemiFaceError when there are none"
     root = Path(root)
     if not root.is_dir(): raise CemiFaceError(f'{root} is no folder; check the path')
@@ -99,12 +99,12 @@ def number_in_order(items): # hashable
     "The different items, numbered from 0 in the order of their first appearance: {item: number}"
     return {o: i for i, o in enumerate(dict.fromkeys(items))}
 
-# %% ../../nbs/10_data.formats.ipynb #c2240b4f
+# %% ../../nbs/10_data.formats.ipynb #cb3b523b
 class Pairs(NamedTuple):
     "A pairs file: pairs in their order, fold after fold"
     folds:int # number of folds
     per_fold:int # pairs of each kind in a fold: the header's number
-    rows:list[tuple[str,int,str,int,bool]] # name, image number, name, image number, same person?
+    rows:list # (name, image number, name, image number, same person?) of each pair
 
 # %% ../../nbs/10_data.formats.ipynb #c68e2532
 def pair_of_line(columns, same): # parts of the line; is a pair of the same person expected here?
@@ -163,30 +163,30 @@ def pairs_text(folds, rows): # as for `write_pairs`
         lines.append(f'{a}\t{i}\t{j}\n' if same else f'{a}\t{i}\t{b}\t{j}\n')
     return ''.join(lines)
 
-# %% ../../nbs/10_data.formats.ipynb #cb2dc83a
+# %% ../../nbs/10_data.formats.ipynb #c257e801
 def write_pairs(
     path:str|Path, # file to write
     folds:int, # number of folds
-    rows:list[tuple[str,int,str,int,bool]], # as in Pairs: in each fold the same, then different people
+    rows:list, # as in Pairs: in each fold the same, then different people
 ):
     "Write pairs in LFW's format. Raises CemiFaceError when the rows are not in its order"
     try: text = pairs_text(folds, rows)
     except ValueError as e: raise CemiFaceError(f'{path}: {e}') from None
     write_text(path, text)
 
-# %% ../../nbs/10_data.formats.ipynb #cefeecbb
+# %% ../../nbs/10_data.formats.ipynb #ce04ab3d
 def pair_files(
     pairs:Pairs, # what read_pairs gave
     images:str|Path, # folder with NAME/NAME_0001.jpg (or .png)
-)->list[tuple[Path,Path,bool]]: # both files, same person?
+)->list: # (left file, right file, same person?) of each pair
     "The image files of the pairs. Raises CemiFaceError naming the first absent image and how many there are"
-    root, found = Path(images), {}
+    root, found, absent = Path(images), {}, []
     if not root.is_dir():
         raise CemiFaceError(f'{root} is no folder; --images takes the one that holds NAME/NAME_0001.jpg')
-    for name, k in dict.fromkeys(image for a, i, b, j, _ in pairs.rows for image in ((a, i), (b, j))):
-        candidates = [root/name/f'{name}_{k:04d}{suffix}' for suffix in ('.jpg', '.png')]
-        found[name, k] = next(filter(os.path.isfile, candidates), None)
-    absent = [f'{name}/{name}_{k:04d}.jpg' for (name, k), path in found.items() if path is None]
+    for name, k in number_in_order(image for a, i, b, j, _ in pairs.rows for image in ((a, i), (b, j))):
+        jpg = root/name/f'{name}_{k:04d}.jpg'
+        found[name, k] = jpg if os.path.isfile(jpg) else jpg.with_suffix('.png')
+        if not os.path.isfile(found[name, k]): absent.append(jpg.relative_to(root))
     if absent:
         raise CemiFaceError(f'{len(absent)} of the {len(found)} images that the pairs name '
                             f'are not in {root}; the first is {absent[0]} (or .png)')
@@ -199,11 +199,11 @@ def manifest_line(
     "One line of a manifest"
     return json.dumps({'format_version': FORMAT_VERSION, **plain(kw)})+'\n'
 
-# %% ../../nbs/10_data.formats.ipynb #c2efec53
+# %% ../../nbs/10_data.formats.ipynb #c763ab96
 def scan_manifest(
     path:str|Path, # manifest.jsonl
     mend:bool=False, # cut off a torn last line, so that lines can be appended again?
-)->Iterator[tuple[int,dict]]: # first byte of a line and what it says, in the order of writing
+)->Iterator: # (first byte, dict) of each line, in the order of writing
     "Read a manifest line by line, but no torn end. Raises CemiFaceError when it is absent, broken or newer"
     with reading(path, 'manifest'): f = open(path, 'r+b' if mend else 'rb')
     with f:

@@ -103,12 +103,12 @@ def record_payload(data, at): # a .rec, and the byte where a record starts
         at = end+-size % 4
     return parts[0] if flag == 0 else MAGIC.join(parts), at  # a whole one is not copied
 
-# %% ../../nbs/11_data.packed.ipynb #ceb00dd6
+# %% ../../nbs/11_data.packed.ipynb #cc8639a4
 class Record(NamedTuple):
     "A record of images"
-    labels:tuple[float,...] # one, or as many as its flag says
+    labels:tuple # one number, or as many as its flag says
     key:int # its id
-    image:memoryview|bytes # encoded
+    image:memoryview # encoded; bytes where the magic stood in it
     end:int # byte where the next record starts
 
 # %% ../../nbs/11_data.packed.ipynb #cb1f9c96
@@ -119,16 +119,16 @@ def parse_record(data, at): # a .rec, and the byte where a record starts
     labels = struct.unpack_from(f'<{count}f', payload, 24) if count else (label,)
     return Record(labels, key, payload[24+4*count:], end)
 
-# %% ../../nbs/11_data.packed.ipynb #cb7b92f6
+# %% ../../nbs/11_data.packed.ipynb #cfb255fd
 def walk_records(rec): # a RecordFile
     "Where the records start, by their keys, found by reading them one after the other"
-    keys, starts, at = [], [], 0
+    found, at = [], 0
     while at < len(rec.view):
-        found = rec.read(at)
-        keys.append(found.key)
-        starts.append(at)
-        at = found.end
-    return dict(zip(keys if len(set(keys)) == len(keys) else range(len(keys)), starts))
+        record = rec.read(at)
+        found.append((record.key, at))
+        at = record.end
+    by_id = dict(found)
+    return by_id if len(by_id) == len(found) else dict(enumerate(at for _, at in found))
 
 # %% ../../nbs/11_data.packed.ipynb #c21a4711
 def read_index(rec, path): # a RecordFile, and its FILE.idx
@@ -185,22 +185,23 @@ def image_keys(rec): # a RecordFile
                             'but not all are there; fetch file and .idx again')
     return list(range(1, int(end)))
 
-# %% ../../nbs/11_data.packed.ipynb #c60656e7
+# %% ../../nbs/11_data.packed.ipynb #cc674a35
 def list_beside(path, keys): # FILE.rec, and the keys of its images
     "The list beside a .rec and the name of each image; None and {} without a list. Raises CemiFaceError"
     file = next(filter(os.path.isfile, (path.with_suffix('.lst'), path.with_name('list.txt'))), None)
+    if file is None: return None, {}
     names = {}
-    for _, (key, *rest) in read_columns(file, 'list') if file else ():
+    for _, (key, *rest) in read_columns(file, 'list'):
         name = next((o for o in rest if not re.fullmatch(r'[\d.eE+-]*', o)), None)  # no number, so the path
         if not is_whole_number(key) or name is None or int(key) in names:
             log(f'{file} is left aside: its lines do not read "key TAB label TAB path"')
             return None, {}
         names[int(key)] = name
     absent = [key for key in keys if key not in names]
-    if file and absent:
+    if absent:
         raise CemiFaceError(f'{file} does not name record {absent[0]} of {path}; '
                             'remove it, or fetch both again')
-    return file, {key: safe_name(names[key], file) for key in keys if file}
+    return file, {key: safe_name(names[key], file) for key in keys}
 
 # %% ../../nbs/11_data.packed.ipynb #c25d912e
 SIGNATURES = {b'\xff\xd8\xff': '.jpg', b'\x89PNG': '.png', b'RIFF': '.webp', b'BM': '.bmp',
@@ -312,7 +313,7 @@ def entry_of_sample(path, data, key, parts): # FILE.tar, its bytes, and a sample
     name = safe_name(name, where)
     return Entry(name, name.rpartition('/')[0] or None, Path(path), content, parts[suffix])
 
-# %% ../../nbs/11_data.packed.ipynb #cec41af0
+# %% ../../nbs/11_data.packed.ipynb #c6ef15f6
 def read_tars(
     shards:list[Path], # .tar files, at least one
 )->list[Entry]: # their images, shard after shard
@@ -324,10 +325,9 @@ def read_tars(
             entry = entry_of_sample(path, data, key, parts)
             if entry: entries.append(entry)
     if not entries: raise CemiFaceError(f'{shards[0]} holds no images; check the path')
-    for entry in entries:
-        if (entry.identity is None) != (entries[0].identity is None):
-            raise CemiFaceError(f'{entry} and {entries[0]}: one has an identity, the other has none; '
-                                'give all or none')
+    unknown = {o.identity is None: o for o in entries}
+    if len(unknown) > 1:
+        raise CemiFaceError(f'{unknown[True]} has no identity, but {unknown[False]} has one; give all or none')
     return entries
 
 # %% ../../nbs/11_data.packed.ipynb #cd9c9447
@@ -409,10 +409,10 @@ class PairsUnpickler(pickle.Unpickler):
         if key not in STAND_INS: raise PermissionError(f'{module}.{name}')
         return STAND_INS[key]
 
-# %% ../../nbs/11_data.packed.ipynb #c2192ade
+# %% ../../nbs/11_data.packed.ipynb #ca52fc09
 def read_bin(
     path:str|Path, # FILE.bin: bytes or numpy arrays, of Python 2 or 3
-)->tuple[list[Entry],list[bool]]: # images, 2i and 2i+1 make pair i; same person?
+)->tuple: # list of Entry, 2i and 2i+1 make pair i; list of bool, same person?
     "Read a set of pairs; nothing in the file is run. Raises CemiFaceError when it is no pair set"
     path = Path(path)
     with reading(path, 'pair set'): raw = path.read_bytes()
@@ -433,9 +433,9 @@ def read_bin(
     entries = [Entry(f'image {i}', None, path, images.__getitem__, i) for i in range(len(images))]
     return entries, list(map(bool, same))
 
-# %% ../../nbs/11_data.packed.ipynb #c7afc3e9
+# %% ../../nbs/11_data.packed.ipynb #c724f841
 def write_bin(
-    pairs:list[tuple[Entry,Entry,bool]], # left, right, same person?
+    pairs:list, # (left Entry, right Entry, same person?) of each pair
     path:str|Path, # FILE.bin
 ):
     "Write a set of pairs as insightface's tools read it. Raises CemiFaceError when the file exists"
@@ -520,13 +520,13 @@ def with_inquiries(entries, inquiries, copies): # a generated set, the folder of
         entries += [inquiry_of[who]._replace(name=f'{who}/inquiry-{i:03d}{suffix}') for i in range(copies)]
     return entries
 
-# %% ../../nbs/11_data.packed.ipynb #c5e1579d
+# %% ../../nbs/11_data.packed.ipynb #cfd2a2bf
 def pack(
     source:str|Path, # any set of faces
     to:str|Path, # FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, a new folder, or SOURCE/metadata.jsonl
-    pairs:str|Path|None=None, # pairs.txt, for a .bin
+    pairs=None, # pairs.txt, for a .bin
     copies:int=0, # of each inquiry, beside the generated faces
-    inquiries:str|Path|None=None, # where these are; by default as `find_inquiries` finds them
+    inquiries=None, # folder where these are; by default as `find_inquiries` finds them
 )->dict: # out, images, and identities or pairs
     "Pack a set of faces; encoded bytes stay as they are. Raises CemiFaceError"
     source, to = Path(source), Path(to)
