@@ -270,6 +270,7 @@ class GeneratorParts:
     condition:ConditionConfig
     loss:LossConfig
     training:TrainingConfig
+    seed:int = 0
 
 # %% ../nbs/01_recipe.ipynb #cc1ef52a
 @dataclass
@@ -375,7 +376,7 @@ class Recipe:
     @property
     def parts(self)->GeneratorParts:
         "The sections that make a generator"
-        return GeneratorParts(self.schedule, self.unet, self.condition, self.loss, self.training)
+        return GeneratorParts(self.schedule, self.unet, self.condition, self.loss, self.training, self.seed)
 
 # %% ../nbs/01_recipe.ipynb #c281ca55
 PACKAGE = Path(__file__).parent if '__file__' in globals() else Path('../cemiface').resolve()
