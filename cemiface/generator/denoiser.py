@@ -53,7 +53,7 @@ def check_unet(
         odd = [o for o in channels if o%divisor]
         if odd: raise CemiFaceError(f'unet.channels = {odd[0]} must be a multiple of unet.{name} = {divisor}')
 
-# %% ../../nbs/33_generator.denoiser.ipynb #c4ce2cd7
+# %% ../../nbs/33_generator.denoiser.ipynb #c3be9790
 def build_unet(
     cfg:UNetConfig, # sizes
     condition:ConditionConfig, # the condition to which it attends
@@ -70,7 +70,8 @@ def build_unet(
     net = FaceUNet(
         sample_size=size//cfg.patch, in_channels=folded, out_channels=folded, layers_per_block=cfg.layers,
         block_out_channels=tuple(cfg.channels), norm_num_groups=cfg.groups, attention_head_dim=cfg.head_width,
-        down_block_types=tuple(down), up_block_types=tuple(up), mid_block_type='UNetMidBlock2DSimpleCrossAttn',
+        down_block_types=tuple(down), up_block_types=tuple(up),
+        mid_block_type='UNetMidBlock2DSimpleCrossAttn',
         cross_attention_dim=condition.width, resnet_time_scale_shift='scale_shift', **vector)
     for o in net.conv_out.parameters(): nn.init.zeros_(o)
     return net
