@@ -8,10 +8,11 @@ __all__ = ['THRESHOLDS', 'CHUNK', 'IJB_FARS', 'mirror_sum', 'pair_similarities',
            'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
            'template_similarities', 'loose_faces', 'TemplateVerification', 'verify_templates']
 
-# %% ../../nbs/50_recognition.verification.ipynb #c29def4f
+# %% ../../nbs/50_recognition.verification.ipynb #c8aa9b75
 import os
 import warnings
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -19,9 +20,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.basics import chunked
 
-from ..core import CemiFaceError, progress, read_text
+from ..core import CemiFaceError, progress
 from ..data.formats import inside
-from ..data.faces import _decode as decode_to_array, PairSet
+from ..data.faces import decode_to_array, PairSet
 from ..data.align import align_face, read_landmarks
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set, FaceEncoder
@@ -50,7 +51,7 @@ def score_pairs(
     "Similarity of the two faces of every pair, as an encoder sees them."
     return pair_similarities(mirror_sum(embed_set(encoder, pairs, cache, device)), pairs)
 
-# %% ../../nbs/50_recognition.verification.ipynb #cf1b10e2
+# %% ../../nbs/50_recognition.verification.ipynb #cdde6ab2
 THRESHOLDS = np.arange(0, 4, .01)
 
 def fold_accuracy(
@@ -64,8 +65,8 @@ def fold_accuracy(
         raise CemiFaceError(f'{len(same)} pairs cannot be cut into {folds} folds; choose 1 to {len(same)}')
     right = (distance < THRESHOLDS[:, None]) == same                   # (thresholds, n)
     chosen, parts = [], np.array_split(right, folds, axis=1)
-    for k in range(folds):
-        score = sum(part.sum(1) for i, part in enumerate(parts) if i != k or folds == 1)
+    for part in parts:
+        score = right.sum(1) - part.sum(1)*(folds > 1)                 # how many of the other pairs each threshold gets right
         chosen.append(np.flatnonzero(score == score.max())[-1])        # of equally good ones the lowest similarity
     correct = [part[best] for part, best in zip(parts, chosen)]
     accuracies = [part.mean() for part in correct]
@@ -126,28 +127,28 @@ def _percentiles(means, level):
     "The interval that holds the fraction `level` of some numbers, as two floats"
     return np.quantile(means, [(1-level)/2, (1+level)/2]).tolist()
 
-# %% ../../nbs/50_recognition.verification.ipynb #cbb71748
+# %% ../../nbs/50_recognition.verification.ipynb #c851449d
 def bootstrap_interval(
     values:np.ndarray, # one number per pair (n,), for instance whether it was judged rightly
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
-    n:int=1000, # resamplings
-    seed:int=0, # of them
-    level:float=.95, # coverage
+    n=1000, # resamplings
+    seed=0, # of them
+    level=.95, # coverage
 )->tuple: # (lo, hi)
     "Percentile interval of the mean when people, not pairs, are drawn anew: a pair weighs as much as both its people."
     rng, values = np.random.default_rng(seed), np.asarray(values, np.float64)
     return tuple(_percentiles([w @ values for w in _pair_weights(person_left, person_right, n, rng)], level))
 
-# %% ../../nbs/50_recognition.verification.ipynb #c95aec0b
+# %% ../../nbs/50_recognition.verification.ipynb #ca8e053a
 def paired_difference(
     a, # right or wrong, (generators,recognisers,n) or with fewer axes in front
     b, # likewise, of the other set; an axis of length one serves all of the first
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
-    n:int=1000, # resamplings
-    seed:int=0, # of them
-    level:float=.95, # coverage
+    n=1000, # resamplings
+    seed=0, # of them
+    level=.95, # coverage
 )->dict: # difference, lo, hi (fractions; positive where a is better), p (None below six replicates), replicates
     "How much better a set is than another one on the same pairs, when generators, recognisers and people are drawn anew"
     from scipy.stats import permutation_test           # slow to import
@@ -184,13 +185,13 @@ class Verification:
     threshold:float=None # squared distance, mean over folds
     tar_at_far:dict=None # TAR, each under its FAR as text
 
-# %% ../../nbs/50_recognition.verification.ipynb #c4360abd
+# %% ../../nbs/50_recognition.verification.ipynb #c473270f
 def verify(
     encoder:FaceEncoder,
     pairs:PairSet,
     cache=None, # folder that keeps embeddings
     device=None, # where to compute; by default where the encoder is
-    folds:int|None=None, # instead of those of the pair set
+    folds=None, # instead of those of the pair set
     fars=(1e-2, 1e-3), # false acceptance rates
 )->Verification:
     "Verify all pairs by mirror-summed embeddings. CemiFaceError for too few pairs."
@@ -215,16 +216,15 @@ def gap_to_real(
     "How much better real faces are."
     return 100*(real-other)
 
-# %% ../../nbs/50_recognition.verification.ipynb #cfdf9348
+# %% ../../nbs/50_recognition.verification.ipynb #c57da569
 def summary(
     results:list[dict], # one verification (asdict) per recogniser seed
 )->dict: # means over seeds, and the accuracy of each
     "Verification of a set: mean over recogniser seeds; `std` is over folds"
-    def mean(values): return float(np.mean(list(values)))
-    def mean_of(key): return mean(r[key] for r in results)
-    rates = {far: mean(r['tar_at_far'][far] for r in results) for far in results[0]['tar_at_far']}
-    return dict(accuracy=mean_of('accuracy'), std=mean_of('std'), ci95=[mean(ends) for ends in zip(*(r['ci95'] for r in results))],
-        tar_at_far=rates, seeds=[r['accuracy'] for r in results])
+    columns = zip(*((r['accuracy'], r['std'], *r['ci95'], *r['tar_at_far'].values()) for r in results))
+    accuracy, std, lo, hi, *rates = (float(np.mean(column)) for column in columns)
+    return dict(accuracy=accuracy, std=std, ci95=[lo, hi], tar_at_far=dict(zip(results[0]['tar_at_far'], rates)),
+        seeds=[r['accuracy'] for r in results])
 
 # %% ../../nbs/50_recognition.verification.ipynb #c1e87853
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Templates:
     images:Path # folder of the images
     pairs:Path # file of pairs
 
-# %% ../../nbs/50_recognition.verification.ipynb #c0d70607
+# %% ../../nbs/50_recognition.verification.ipynb #c5070e04
 def read_templates(
     root, # folder with loose_crop/ and meta/*_face_tid_mid.txt and the two other lists
 )->Templates:
@@ -249,23 +249,19 @@ def read_templates(
     lists = sorted(meta.glob('*_face_tid_mid.txt'))
     if len(lists) != 1:
         raise CemiFaceError(f'{meta} should hold one file named like ijbc_face_tid_mid.txt, but has {len(lists)}')
-    members, numbers = lists[0], []
+    members, = lists
     name = members.name.removesuffix('_face_tid_mid.txt')
     marks = f'{name}_name_5pts_score.txt'
     files, landmarks, score = read_landmarks(meta/marks)
-    lines = filter(str.strip, read_text(members, 'list of templates').split('\n'))
-    for no, (line, file) in enumerate(zip(lines, [*files, None]), 1):  # None: a line more than there are images
-        image, *rest = line.split()
-        if len(rest) != 2 or not ''.join(rest).isdecimal():
-            raise CemiFaceError(f'{members} line {no}: an image, a template and a medium are expected')
-        if image != file: raise CemiFaceError(f'{members} line {no}: {image} is not what {marks} has there')
-        numbers.append(rest)
-    if len(numbers) < len(files): raise CemiFaceError(f'{members} ends after {len(numbers)} images, but {marks} has {len(files)}')
-    numbers = np.array(numbers, np.int64)
-    ids, template = np.unique(numbers[:, 0], return_inverse=True)
-    _, medium, count = np.unique(numbers, axis=0, return_inverse=True, return_counts=True)
+    try: rows = np.loadtxt(members, 'O,i8,i8', comments=None, ndmin=1)
+    except ValueError as e:
+        raise CemiFaceError(f'{members}: an image, a template and a medium a line are expected ({e})') from None
+    for no, (image, file) in enumerate(zip_longest(rows['f0'], files, fillvalue='nothing'), 1):
+        if image != file: raise CemiFaceError(f'{members} line {no}: {image} stands there, but {marks} has {file}')
+    ids, template = np.unique(rows['f1'], return_inverse=True)
+    _, medium, count = np.unique(rows[['f1', 'f2']], return_inverse=True, return_counts=True)
     pairs = meta/f'{name}_template_pair_label.txt'
-    return Templates(name, files, landmarks, template, score/count[medium.ravel()], ids, root/'loose_crop', pairs)
+    return Templates(name, files, landmarks, template, score/count[medium], ids, root/'loose_crop', pairs)
 
 # %% ../../nbs/50_recognition.verification.ipynb #c304f9b7
 def template_features(
@@ -312,14 +308,14 @@ def template_similarities(
 # %% ../../nbs/50_recognition.verification.ipynb #c258230e
 IJB_FARS = 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1
 
-# %% ../../nbs/50_recognition.verification.ipynb #cca54ddc
+# %% ../../nbs/50_recognition.verification.ipynb #cb172d78
 def loose_faces(
     templates:Templates,
-    batch:int=256, # faces at once
+    batch=256, # faces at once
 ): # yields uint8 (b,3,112,112)
     "The images of all templates, aligned, in their order. CemiFaceError for an image that is absent, bad, or outside the folder."
     def aligned(i):
-        photo = decode_to_array(inside(templates.images, templates.files[i]), None)
+        photo = decode_to_array(inside(templates.images, templates.files[i]))
         return align_face(photo, templates.landmarks[i])
     n = len(templates.files)
     with ThreadPool(min(8, os.cpu_count())) as pool, progress(n, 'embedding', 'img') as bar:
