@@ -8,7 +8,7 @@ __all__ = ['LUMA', 'HEADS', 'draw_augmentation', 'move_pixels', 'turn_hue', 'rec
            'pair_accuracy', 'VerifyEachEpoch', 'rate_schedule', 'Parallel', 'recogniser_learner', 'fit_recogniser',
            'KeepState', 'restore_learner', 'train_recogniser']
 
-# %% ../../nbs/51_recognition.training.ipynb #ce35d554
+# %% ../../nbs/51_recognition.training.ipynb #c8bafce1
 import math
 import os
 import sys
@@ -27,8 +27,9 @@ from accelerate.utils import reduce
 from torch import nn, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import (
-    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, read_json, stable_seed, sweep, write_json)
+from cemiface.core import (
+    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, read_json, stable_seed, sweep,
+    write_json)
 from ..recipe import CosFaceConfig
 from ..runtime import default_device, processes, seed_everything, try_compile
 from ..data.faces import FaceSet, FaceStore, PairSet
@@ -36,10 +37,11 @@ from ..encoders.pretrained import embed, load_encoder, FaceEncoder
 from ..generator.training import prefetch
 from .verification import fold_accuracy, mirror_sum, pair_similarities
 
-# %% ../../nbs/51_recognition.training.ipynb #c7f7cd20
-with warnings.catch_warnings(action='ignore', category=FutureWarning):          # torch deprecates what fastai compiles a layer with
+# %% ../../nbs/51_recognition.training.ipynb #ce14ec93
+with warnings.catch_warnings(action='ignore', category=FutureWarning):       # of torch, about a layer of fastai
     from fastai.basics import (
-        AvgSmoothLoss, Callback, DataLoaders, get_model, Learner, noop, OptimWrapper, store_attr, ValueMetric)
+        AvgSmoothLoss, Callback, DataLoaders, get_model, Learner, noop, OptimWrapper, store_attr,
+        ValueMetric)
     from fastai.callback.progress import ProgressCallback
     from fastai.callback.schedule import combined_cos, ParamScheduler
 
@@ -90,8 +92,8 @@ def turn_hue(
     k = torch.stack([h+5, h+3, h+1], 1).remainder(6)
     return v[:, None] - c[:, None]*torch.minimum(k, 4-k).clamp_(0, 1)
 
-# %% ../../nbs/51_recognition.training.ipynb #c098dec2
-LUMA = torch.tensor([.299, .587, .114])                # what red, green and blue contribute to grey (ITU-R BT.601)
+# %% ../../nbs/51_recognition.training.ipynb #c875d3bf
+LUMA = torch.tensor([.299, .587, .114])        # what red, green and blue contribute to grey (BT.601)
 
 def recolour(
     x:Tensor, # faces, (n,3,h,w) in [-1,1]
@@ -103,9 +105,11 @@ def recolour(
 )->Tensor: # faces, (n,3,h,w) in [-1,1]
     "Jitter the colours of every face by its own draws"
     p, luma = (x.flatten(2)+1)/2, LUMA.to(x.device, non_blocking=True)
-    brightness, contrast, saturation, gain = (v.view(len(x), -1, 1) for v in (brightness, contrast, saturation, gain))
-    matrix = saturation*torch.eye(3, device=x.device) + (1-saturation)*luma      # saturation mixes each channel with the grey of its pixel
-    grey = brightness*(luma @ p.mean(2, keepdim=True))[:, None]                  # contrast pulls towards the mean grey of the face
+    factors = brightness, contrast, saturation, gain
+    brightness, contrast, saturation, gain = (factor.view(len(x), -1, 1) for factor in factors)
+    # saturation mixes each channel with the grey of its pixel, contrast with the mean grey of the face
+    matrix = saturation*torch.eye(3, device=x.device) + (1-saturation)*luma
+    grey = brightness*(luma @ p.mean(2, keepdim=True))[:, None]
     p = torch.baddbmm((1-contrast)*grey*gain, matrix*(brightness*contrast*gain), p).clamp_(0, 1)
     if hue is not None: p = turn_hue(p, hue)
     return p.mul_(2).sub_(1).view_as(x)
@@ -123,7 +127,7 @@ def erase(
     columns, rows = covered(x.shape[3], 0), covered(x.shape[2], 1)
     return x.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
 
-# %% ../../nbs/51_recognition.training.ipynb #c8186834
+# %% ../../nbs/51_recognition.training.ipynb #c992e86f
 def augment(
     x:Tensor, # faces, (n,3,h,w) in [-1,1]
     cfg:CosFaceConfig, # recipe
@@ -134,7 +138,7 @@ def augment(
     "Every augmentation of the recipe, on the device of the faces"
     def mine(draws): return {k: v[rank::of].to(x.device, non_blocking=True) for k, v in draws.items()}
     moves, colours, holes = draw_augmentation(len(x)*of, cfg, rng)
-    if not cfg.jitter: del colours['hue']              # the one costly step, skipped where it would change nothing
+    if not cfg.jitter: del colours['hue']              # the one costly step, skipped where it changes nothing
     x = move_pixels(x, **mine(moves))
     x = recolour(x, **mine(colours))
     return erase(x, **mine(holes))
@@ -166,20 +170,22 @@ class MarginHead(nn.Module):
         target = self.penalise(cos.gather(1, y[:, None]), e.norm(dim=1, keepdim=True))
         return self.scale*cos.scatter(1, y[:, None], target)
 
-# %% ../../nbs/51_recognition.training.ipynb #c39d4a57
+# %% ../../nbs/51_recognition.training.ipynb #c0463425
 class CosFaceHead(MarginHead):
     "s (cos theta - m) on the own class (Wang et al., CVPR 2018, arXiv 1801.09414, Eq 4)"
     def penalise(self, target, norm): return target - self.margin
 
 class ArcFaceHead(MarginHead):
-    "s cos(theta + m) on the own class (Deng et al., CVPR 2019, arXiv 1801.07698, Eq 3); theta + m stays below pi, so it is monotone"
+    """s cos(theta + m) on the own class (Deng et al., CVPR 2019, arXiv 1801.07698, Eq 3)
+
+    theta + m is kept below pi, so that the logit falls with theta everywhere."""
     def penalise(self, target, norm): return (target.acos() + self.margin).clamp(max=math.pi).cos()
 
-# %% ../../nbs/51_recognition.training.ipynb #c25f170a
+# %% ../../nbs/51_recognition.training.ipynb #caebd8b2
 class AdaFaceHead(MarginHead):
-    "Margin that follows the length of the embedding (Kim et al., CVPR 2022, arXiv 2204.00964, section 3); settings as for MarginHead"
-    eps, h, t_alpha = 1e-3, .333, .01                  # h: how strongly the length counts; t_alpha: step of the running statistics
-    def __init__(self, *args, **kwargs):
+    "Margin that follows the length of the embedding (Kim et al., CVPR 2022, arXiv 2204.00964, section 3)"
+    eps, h, t_alpha = 1e-3, .333, .01                  # h: weight of the length; t_alpha: step of its statistics
+    def __init__(self, *args, **kwargs):               # as for MarginHead
         super().__init__(*args, **kwargs)
         self.register_buffer('mean', torch.tensor(20.))
         self.register_buffer('std', torch.tensor(100.))
@@ -193,9 +199,9 @@ class AdaFaceHead(MarginHead):
 
 HEADS = dict(cosface=CosFaceHead, arcface=ArcFaceHead, adaface=AdaFaceHead)
 
-# %% ../../nbs/51_recognition.training.ipynb #c788a550
+# %% ../../nbs/51_recognition.training.ipynb #c9509a4d
 class FaceLoader:
-    "Shuffled, augmented batches (x, y, y) of a labelled set; the same for a given seed and epoch on every device"
+    "Shuffled, augmented batches (x, y, y) of a labelled set, which depend on seed and epoch, not on the device"
     n_inp = 2                                          # fastai: the first two of the three go to the model
     def __init__(self,
         faces:FaceSet, # labelled set
@@ -219,7 +225,7 @@ class FaceLoader:
             return augment(self.store.batch(mine), self.cfg, rng, self.rank, self.of), y, y
         for _, batch in prefetch(make, range(len(batches))): yield batch
 
-# %% ../../nbs/51_recognition.training.ipynb #cbd116da
+# %% ../../nbs/51_recognition.training.ipynb #ce056702
 class Trainee(nn.Module):
     "A trainable backbone and its head, with the preparation of the recogniser that it will become"
     def __init__(self,
@@ -230,7 +236,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.backbone = deepcopy(recogniser.backbone).requires_grad_().to(memory_format=torch.channels_last)
         self.head, self.prepare, self.bf16 = head, recogniser.prepare, precision == 'bf16'
-        self.recogniser = [recogniser]                 # in a list, so that its frozen weights are none of this module's
+        self.recogniser = [recogniser]         # in a list: its frozen weights are not parameters of this module
     def forward(self,
         x:Tensor, # faces, (b,3,h,w) in [-1,1]
         y:Tensor, # class of each, (b,)
@@ -243,7 +249,7 @@ class Trainee(nn.Module):
         self.recogniser[0].backbone.load_state_dict(self.backbone.state_dict())
         return self.recogniser[0]
 
-# %% ../../nbs/51_recognition.training.ipynb #c1c2292d
+# %% ../../nbs/51_recognition.training.ipynb #c11eaec8
 class EpochLog(Callback):
     "Seeds each epoch by its number and keeps one row per epoch: epoch, loss, lr, accuracy, faces_per_second"
     order = 40
@@ -252,12 +258,12 @@ class EpochLog(Callback):
     ): self.seed, self.rows = seed, []
 
     def before_train(self):
-        rank = self.dl.rank
-        seed_everything(stable_seed(self.seed, 'epoch', self.epoch, *([rank] if rank else [])))      # other dropout in each process
+        process = [self.dl.rank] if self.dl.rank else []        # each has other dropout
+        seed_everything(stable_seed(self.seed, 'epoch', self.epoch, *process))
         self.dl.epoch, self.total, self.began = self.epoch, 0., time.perf_counter()
     def after_batch(self):
         self.total = self.total + self.loss.detach()
-        if self.iter % 20 == 0: self.checked_total()   # not at every step: reading a number makes an accelerator wait
+        if self.iter % 20 == 0: self.checked_total()   # not at every step: an accelerator has to wait for it
     def checked_total(self)->float: # sum of the epoch's losses
         "Raises CemiFaceError where a loss was no number"
         total = float(reduce(self.total, 'mean'))      # over the processes, which must all end together
@@ -265,9 +271,10 @@ class EpochLog(Callback):
         raise CemiFaceError(f'the loss of the recogniser is no longer a number in epoch {self.epoch+1}; '
                             f'lower recogniser.lr (it is {self.dl.cfg.lr:.2g})')
     def after_train(self):
-        loader, total, seconds = self.dl, self.checked_total(), time.perf_counter()-self.began
-        self.rows.append(dict(epoch=self.epoch+1, loss=total/len(loader), lr=float(self.opt.hypers[-1]['lr']), accuracy=None,
-                              faces_per_second=round(min(len(loader)*loader.cfg.batch, len(loader.y))/seconds)))
+        loader, loss = self.dl, self.checked_total()/len(self.dl)
+        speed = min(len(loader)*loader.cfg.batch, len(loader.y))/(time.perf_counter()-self.began)
+        lr = float(self.opt.hypers[-1]['lr'])
+        self.rows.append(dict(epoch=self.epoch+1, loss=loss, lr=lr, accuracy=None, faces_per_second=round(speed)))
     def after_fit(self): self.recorder.losses = [float(o) for o in self.recorder.losses]
 
 # %% ../../nbs/51_recognition.training.ipynb #cc322e97
@@ -278,12 +285,12 @@ class SmoothLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss.device), self.beta)
 
-# %% ../../nbs/51_recognition.training.ipynb #c23a8e13
+# %% ../../nbs/51_recognition.training.ipynb #c32b6b76
 def pair_accuracy(
     recogniser:FaceEncoder, # on any device
     pairs:PairSet, # images and pairs
 )->float: # fraction
-    "Mean accuracy over the folds, image and mirror image summed; without the intervals of a full verification"
+    "Mean accuracy over the folds, image and mirror image summed; `verify` adds the rest"
     e = mirror_sum([embed(recogniser, pairs.images), embed(recogniser, pairs.images, mirror=True)])
     return fold_accuracy(pair_similarities(e, pairs), pairs.same, pairs.folds)['accuracy']
 
@@ -299,7 +306,7 @@ class VerifyEachEpoch(Callback):
         if done % self.every == 0 or done == self.n_epoch:
             rows[-1]['accuracy'] = pair_accuracy(get_model(self.model).current_recogniser(), self.pairs)
 
-# %% ../../nbs/51_recognition.training.ipynb #c02d6361
+# %% ../../nbs/51_recognition.training.ipynb #c5960f7c
 def rate_schedule(
     cfg:CosFaceConfig, # recipe
 )->dict: # fastai hyper-parameter -> function of the fraction done, [0,1]
@@ -307,18 +314,20 @@ def rate_schedule(
     if cfg.schedule == 'one_cycle':
         return dict(lr=combined_cos(.25, cfg.lr/25, cfg.lr, cfg.lr/1e5), mom=combined_cos(.25, .95, .85, .95))
     late = [d for d in cfg.decay_epochs if d >= cfg.epochs]
-    if late: raise CemiFaceError(f'recogniser.decay_epochs {late[0]} lies beyond recogniser.epochs {cfg.epochs}; '
-                                 f'the paper decays after 65% and 85% of the epochs: {[round(cfg.epochs*.65), round(cfg.epochs*.85)]}')
+    paper = [round(cfg.epochs*fraction) for fraction in (.65, .85)]
+    if late:
+        raise CemiFaceError(f'recogniser.decay_epochs {late[0]} lies beyond recogniser.epochs {cfg.epochs}; '
+                            f'the paper decays after 65% and 85% of the epochs: {paper}')
     return dict(lr=lambda pct: cfg.lr * .1**sum(pct*cfg.epochs + 1e-6 >= d for d in cfg.decay_epochs))
 
-# %% ../../nbs/51_recognition.training.ipynb #cd058baa
+# %% ../../nbs/51_recognition.training.ipynb #ceb6f972
 class Parallel(Callback):
     "Trains one model in several processes"
     order = 11
     def before_fit(self):
         self.learn.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
     def after_fit(self):
-        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)           # the running statistics of the first process count
+        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)       # all get the first one's statistics
         self.learn.model = self.model.module
 
 def _compile_backbone(model, loader):
@@ -329,7 +338,7 @@ def _compile_backbone(model, loader):
     model.zero_grad()
     model.backbone.load_state_dict(before)
 
-# %% ../../nbs/51_recognition.training.ipynb #c3effb49
+# %% ../../nbs/51_recognition.training.ipynb #c34cee60
 def recogniser_learner(
     faces:FaceSet, # labelled set; its size becomes the size of the recogniser
     cfg:CosFaceConfig, # recipe
@@ -337,12 +346,15 @@ def recogniser_learner(
     seed=0, # of weights, order, augmentation and dropout
     device=None, # by default the accelerator, where there is one
 )->Learner: # fit it with fit_recogniser
-    "A learner for a recogniser of these identities; CemiFaceError for one identity, no labels, or a batch that the processes cannot share"
+    """A learner for a recogniser of these identities.
+
+    Raises CemiFaceError for one identity, no labels, or a batch that the processes cannot share."""
     faces.require_labels()
     device = torch.device(device or default_device())
     ranks = processes(device.type == 'cpu')
     if cfg.batch % ranks.num_processes:
-        raise CemiFaceError(f'recogniser.batch = {cfg.batch} must be a multiple of the {ranks.num_processes} processes')
+        raise CemiFaceError(f'recogniser.batch = {cfg.batch} must be a multiple of '
+                            f'the {ranks.num_processes} processes')
     if ranks.num_processes > 1: device = ranks.device
     seed_everything(stable_seed(seed, 'weights'))
     loader = FaceLoader(faces, cfg, seed, device, ranks.process_index, ranks.num_processes)
@@ -350,35 +362,38 @@ def recogniser_learner(
     head = HEADS[cfg.head](cfg.dim, faces.identities, cfg.scale, cfg.margin)
     model = Trainee(recogniser, head, cfg.precision).to(device)
     if cfg.compile: _compile_backbone(model, loader)
-    kind = dict(opt=torch.optim.AdamW) if cfg.optimiser == 'adamw' else dict(opt=torch.optim.SGD, momentum=cfg.momentum)
-    optimiser = partial(OptimWrapper, weight_decay=cfg.weight_decay, fused=True, **kind)
+    optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, weight_decay=cfg.weight_decay, fused=True)
+    if cfg.optimiser == 'sgd': optimiser = partial(optimiser, opt=torch.optim.SGD, momentum=cfg.momentum)
     learn = Learner(DataLoaders(loader, []), model, F.cross_entropy, optimiser, cfg.lr, cbs=EpochLog(seed))
     if ranks.num_processes > 1: learn.add_cb(Parallel())
     if pairs is not None and ranks.is_main_process:
         learn.add_cb(VerifyEachEpoch(pairs, cfg.verify_every))
         learn.metrics = ValueMetric(lambda: learn.epoch_log.rows[-1]['accuracy'], 'verification')
-    learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False          # known when the epoch's training ends
     learn.recorder.smooth_loss = SmoothLoss()
+    learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False           # as nothing is validated
     return learn
 
-# %% ../../nbs/51_recognition.training.ipynb #c084728b
+# %% ../../nbs/51_recognition.training.ipynb #c04038a0
 def fit_recogniser(
     learn:Learner, # from recogniser_learner
     start=0, # epochs that are done already
     cbs=(), # further fastai callbacks
 )->FaceEncoder: # frozen, in evaluation mode
-    "Train by the recipe's schedule, with fastai's progress bar when standard error is a terminal; CemiFaceError if the loss is no number"
+    """Train by the recipe's schedule, with fastai's progress bar when standard error is a terminal.
+
+    Raises CemiFaceError if the loss is no number."""
     loader = learn.dls.train
     if loader.rank or os.environ.get('CEMIFACE_QUIET') or not sys.stderr.isatty():
         learn.remove_cbs(ProgressCallback)
         learn.logger = noop
     cbs = [ParamScheduler(rate_schedule(loader.cfg)), *cbs]
     try:
-        with redirect_stdout(sys.stderr): learn.fit(loader.cfg.epochs, loader.cfg.lr, cbs=cbs, start_epoch=start)
-    except CemiFaceError as e: raise CemiFaceError(str(e).split('\n\t')[-1]) from e           # fastai puts the callback's name before it
+        with redirect_stdout(sys.stderr): learn.fit(loader.cfg.epochs, cbs=cbs, start_epoch=start)
+    except CemiFaceError as e:
+        raise CemiFaceError(str(e).split('\n\t')[-1]) from e          # fastai puts its own words before it
     return learn.model.current_recogniser()
 
-# %% ../../nbs/51_recognition.training.ipynb #c6c67db6
+# %% ../../nbs/51_recognition.training.ipynb #ce5b332b
 class KeepState(Callback):
     "Replaces the state file after every epoch"
     order = 90
@@ -391,9 +406,9 @@ class KeepState(Callback):
         state = dict(format_version=FORMAT_VERSION, key=self.key, rows=self.epoch_log.rows,
                      model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
         with atomic_path(self.path) as p: torch.save(state, p)
-    before_fit = after_train = save                    # before: a place that can't be written to shows up before an hour of training
+    before_fit = after_train = save                    # also at first: a folder that is not writable is found at once
 
-# %% ../../nbs/51_recognition.training.ipynb #c34290ed
+# %% ../../nbs/51_recognition.training.ipynb #ce531125
 def restore_learner(
     learn:Learner, # fresh, from recogniser_learner
     path:Path, # state file
@@ -401,16 +416,18 @@ def restore_learner(
 )->int: # epochs that are done
     "Put a kept state into a learner; CemiFaceError if it cannot be read or belongs to another run"
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
+    except Exception as e:
+        raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
     check_version(state, path)
-    if state.get('key') != key: raise CemiFaceError(f'{path} is the state of another run; delete it or choose another --out')
+    if state.get('key') != key:
+        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another --out')
     learn.model.load_state_dict(state['model'])
     learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
     learn.epoch_log.rows = state['rows']
     return len(state['rows'])
 
-# %% ../../nbs/51_recognition.training.ipynb #c948876c
+# %% ../../nbs/51_recognition.training.ipynb #cbbf7286
 def _is_finished(out, key):
     "Does the folder hold this very recogniser? CemiFaceError if it holds anything else"
     facts = out/'training.json'
@@ -427,7 +444,9 @@ def train_recogniser(
     device=None, # by default the accelerator, where there is one
     cbs=(), # further fastai callbacks
 )->FaceEncoder: # frozen, in evaluation mode
-    "Train, resume or load the recogniser of a set; CemiFaceError for a bad set, a loss that is no number, or another run's folder"
+    """Train, resume or load the recogniser of a set.
+
+    Raises CemiFaceError for a bad set, a loss that is no number, or another run's folder."""
     device = device or default_device()
     if out is None: return fit_recogniser(recogniser_learner(faces, cfg, pairs, seed, device), cbs=cbs)
     decides = asdict(cfg)
