@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['BINS', 'PROMISE', 'impostor_similarities', 'far_threshold', 'impostor_distribution', 'chance_above', 'leakage_report',
-           'leakage_table', 'offenders', 'membership', 'NonMembers', 'find_nonmembers', 'leakage_facts',
-           'leakage_beside_nonmembers', 'leakage_words', 'Screen']
+           'leakage_table', 'membership', 'NonMembers', 'find_nonmembers', 'leakage_facts', 'leakage_beside_nonmembers',
+           'leakage_words', 'Screen']
 
-# %% ../../nbs/62_analysis.leakage.ipynb #c59a2963
+# %% ../../nbs/62_analysis.leakage.ipynb #c95addf1
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ..core import CemiFaceError, text_table
 from ..data.faces import FaceSet
 from ..encoders.pretrained import embed, FaceEncoder
-from cemiface.analysis.similarity import (file_of, identity_centres, nearest, pair_cosines, random_pairs,
-    set_embeddings)
+from .similarity import file_of, identity_centres, nearest, pair_cosines, random_pairs, set_embeddings
 
-# %% ../../nbs/62_analysis.leakage.ipynb #c3c23ccf
+# %% ../../nbs/62_analysis.leakage.ipynb #cbfc4840
 def impostor_similarities(
     e, # embeddings of real faces, (n,d), may be a memory map
     persons, # who they are, (n,)
@@ -27,43 +27,43 @@ def impostor_similarities(
     seed:int=0, # other pairs for another seed
 )->np.ndarray: # cosines, (pairs,) or fewer
     "Cosines of random pairs of two different people, in bounded memory; CemiFaceError for a single person"
-    n = np.unique(np.asarray(persons), return_counts=True)[1]
-    return pair_cosines(e, *random_pairs(persons, min(pairs, int((n.sum()**2-(n**2).sum())//2)) or 1, False, seed))
+    count = np.unique(persons, return_counts=True)[1]
+    possible = int((count.sum()**2-(count**2).sum())//2)
+    return pair_cosines(e, *random_pairs(persons, min(pairs, possible) or 1, False, seed))
 
+# %% ../../nbs/62_analysis.leakage.ipynb #c9e676d2
 def far_threshold(
-    sim_impostor, # cosines of non-members, (n,)
-    far:float=1e-4, # share of them that may lie above, in (0,1)
+    sim_impostor, # cosines of pairs of different people, (n,)
+    far:float=1e-4, # fraction of them that may be above, in (0,1)
 )->float: # a cosine
-    "The lowest threshold that no more than this share of non-members exceeds; CemiFaceError where there are too few of them to tell"
-    n = len(sim_impostor)
-    if n*far < 1-1e-9: raise CemiFaceError(f'a false acceptance rate of {far:g} cannot be told from {n:,} pairs of non-members; '
-                                           f'it takes {math.ceil(1/far-1e-9):,}')
-    k = n-1-min(int(n*far+1e-9), n-1)
-    return float(np.partition(np.asarray(sim_impostor), k)[k])
+    """The lowest threshold that no more than this fraction of different people exceeds.
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cb621c3a
+    CemiFaceError where there are too few of them to tell"""
+    n = len(sim_impostor)
+    if n*far < 1-1e-9:
+        raise CemiFaceError(f'a false acceptance rate of {far:g} cannot be told from {n:,} pairs of non-members; '
+                            f'it takes {math.ceil(1/far-1e-9):,}')
+    k = n-1-min(int(n*far+1e-9), n-1)
+    return float(np.partition(sim_impostor, k)[k])
+
+# %% ../../nbs/62_analysis.leakage.ipynb #c9f14750
 def impostor_distribution(
     e_train, # embeddings of the training faces, (k,d)
     persons, # who they are, (k,); None will do if other people are given
     e_held=None, # embeddings of real people who are not among them, (n,d); by default the training faces themselves
     probes:int=4096, # at most so many of them, drawn at random
     seed:int=0, # of the draw
-    batch:int=4096, # rows of either side at a time
     device:str='cpu', # where to multiply
 )->np.ndarray: # cosines, (probes,) or fewer
     "How near real people come to the nearest other person among the training faces; CemiFaceError for a single person"
     probe = e_train if e_held is None else e_held
     rows = np.sort(np.random.default_rng(seed).permutation(len(probe))[:probes])
-    cos = nearest(probe[rows], e_train, batch, device, None if e_held is not None else (np.asarray(persons)[rows], persons))[0]
-    if cos.min() < -1.5: raise CemiFaceError('the nearest other person needs at least two people; add some')
-    return cos
+    who = (np.asarray(persons)[rows], persons) if e_held is None else None
+    cosines, _ = nearest(probe[rows], e_train, device=device, who=who)
+    if cosines.min() < -1.5: raise CemiFaceError('the nearest other person needs at least two people; add some')
+    return cosines
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cae4cdb6
-def _redrawn(who, rng):
-    "Weights of rows when people are drawn with replacement"
-    people = who.max()+1
-    return np.bincount(rng.integers(0, people, people), minlength=people)[who]
-
+# %% ../../nbs/62_analysis.leakage.ipynb #cec0708a
 def chance_above(
     a, # numbers, (n,)
     b, # numbers, (k,)
@@ -71,25 +71,32 @@ def chance_above(
     who_b=None, # likewise, (k,)
     n:int=1000, # resamplings
     seed:int=0, # of them
-    level:float=.95, # coverage
 )->dict: # auc in [0,1], ci95 (lo, hi)
     "Chance that one of `a` exceeds one of `b`, ties counting half"
-    who = [np.arange(len(v)) if w is None else np.unique(np.asarray(w), return_inverse=True)[1] for v, w in ((a, who_a), (b, who_b))]
     order, rng = np.argsort(b), np.random.default_rng(seed)
-    lo, hi = (np.searchsorted(np.asarray(b)[order], a, side) for side in ('left', 'right'))
-    def auc(wa, wb):
-        below = np.r_[0., np.cumsum(wb[order])]
-        return float(wa @ (below[lo]+below[hi])/2/wa.sum()/below[-1])
-    draws = [auc(*(_redrawn(w, rng) for w in who)) for _ in range(n)]
-    return dict(auc=auc(*(np.ones(len(w)) for w in who)), ci95=[float(v) for v in np.quantile(draws, [(1-level)/2, (1+level)/2])])
+    lower, upper = (np.searchsorted(b, a, side, sorter=order) for side in ('left', 'right'))
+    def auc(weight_a, weight_b):
+        below = np.r_[0., np.cumsum(weight_b[order])]          # weight of the smallest so many of b
+        return float(weight_a @ (below[lower]+below[upper])/2/weight_a.sum()/below[-1])
+    def numbered(who, values): return np.arange(len(values)) if who is None else np.unique(who, return_inverse=True)[1]
+    def redrawn(who):
+        people = who.max()+1
+        return np.bincount(rng.integers(0, people, people), minlength=people)[who]
+    who_a, who_b = numbered(who_a, a), numbered(who_b, b)
+    draws = [auc(redrawn(who_a), redrawn(who_b)) for _ in range(n)]
+    interval = np.quantile(draws, [(1-.95)/2, (1+.95)/2])
+    return dict(auc=auc(np.ones(len(a)), np.ones(len(b))), ci95=interval.tolist())
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cb2841bc
-def _level(cos, who, real, threshold):
-    "How near, beside non-members"
-    c = chance_above(cos, real, who)
-    above, nonmembers = float((cos > threshold).mean()), float((real > threshold).mean())
-    return dict(faces=len(cos), mean=float(cos.mean()), max=float(cos.max()), above=above, excess=above-nonmembers, nearer=c['auc'], ci95=c['ci95'])
+# %% ../../nbs/62_analysis.leakage.ipynb #c5fc2e2b
+def _beside_nonmembers(cosines, who, nonmembers, threshold):
+    "How near faces come to their nearest training face, (n,), beside non-members, (k,)"
+    compared = chance_above(cosines, nonmembers, who)
+    above = float((cosines > threshold).mean())
+    return dict(faces=len(cosines), mean=float(cosines.mean()), max=float(cosines.max()), above=above,
+                excess=above-float((nonmembers > threshold).mean()), nearer=compared['auc'], ci95=compared['ci95'],
+                q99=float(np.quantile(cosines, .99)))
 
+# %% ../../nbs/62_analysis.leakage.ipynb #c5b8a84c
 def leakage_report(
     e, # embeddings of the set, (n,d)
     labels, # row of e_inquiry of each face, (n,)
@@ -98,94 +105,93 @@ def leakage_report(
     impostors:np.ndarray, # how near real people come: impostor_distribution, (j,)
     threshold:float, # above it two faces count as one person: far_threshold
     persons=None, # who the training faces show, (k,); by default each somebody of their own
-    batch:int=4096, # rows of either side at a time
     device:str='cpu', # where to multiply
-)->dict: # threshold; generated, inquiries, real: faces, mean, max, above, excess, nearer, ci95; identities: a row each; cosine, nearest: of each face, (n,)
+)->dict: # threshold; generated, inquiries, real: see the table; identities: a row each; cosine, nearest: of each face, (n,)
     "Nearest training face of every face and every inquiry, beside the level that non-members reach"
-    labels, persons = np.asarray(labels), np.arange(len(e_train)) if persons is None else np.asarray(persons)
-    (cos, at), (cos_q, at_q) = (nearest(o, e_train, batch, device) for o in (e, e_inquiry))
-    order = np.lexsort((-cos, labels))
-    ids, first, inverse, n = np.unique(labels[order], return_index=True, return_inverse=True, return_counts=True)
-    above = np.bincount(inverse, cos[order] > threshold)/n
-    rows = [dict(identity=int(k), cosine=float(cos[i]), face=int(i), train=int(at[i]), person=persons[at[i]].item(), above=float(a),
-                 inquiry=float(cos_q[k]), inquiry_train=int(at_q[k]), inquiry_person=persons[at_q[k]].item()) for k, i, a in zip(ids, order[first], above)]
-    return dict(threshold=threshold, generated=_level(cos, labels, impostors, threshold), inquiries=_level(cos_q, None, impostors, threshold),
-                real=_level(impostors, None, impostors, threshold), identities=rows, cosine=cos, nearest=at)
+    persons = np.arange(len(e_train)) if persons is None else np.asarray(persons)
+    cosines, at = nearest(e, e_train, device=device)
+    cosines_q, at_q = nearest(e_inquiry, e_train, device=device)
+    rows = []
+    for k in np.unique(labels).tolist():
+        mine = np.flatnonzero(np.equal(labels, k))
+        i = mine[cosines[mine].argmax()]
+        rows.append(dict(identity=k, cosine=float(cosines[i]), face=int(i), train=int(at[i]), person=persons[at[i]].item(),
+                         above=float((cosines[mine] > threshold).mean()), inquiry=float(cosines_q[k]),
+                         inquiry_train=int(at_q[k]), inquiry_person=persons[at_q[k]].item()))
+    groups = dict(generated=(cosines, labels), inquiries=(cosines_q, None), real=(impostors, None))
+    compared = {name: _beside_nonmembers(c, who, impostors, threshold) for name, (c, who) in groups.items()}
+    return dict(threshold=threshold, **compared, identities=rows, cosine=cosines, nearest=at)
 
+# %% ../../nbs/62_analysis.leakage.ipynb #c8051665
 def leakage_table(
     reports:dict, # name of a set -> leakage_report; all of one threshold
 )->list[str]: # lines of text
     "The reports beside each other"
-    parts = [(f'{name}, {part}', r[part]) for name, r in reports.items() for part in ('generated', 'inquiries')]
+    found = {f'{name}, {part}': r[part] for name, r in reports.items() for part in ('generated', 'inquiries')}
     first = next(iter(reports.values()))
-    rows = [[name, f"{v['faces']:,}", f"{v['mean']:.3f}", f"{v['max']:.3f}", f"{v['above']:.1%}", f"{100*v['excess']:+.1f}",
-             f"{v['nearer']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"] for name, v in [*parts, ('non-members', first['real'])]]
-    return text_table(['nearest training face', 'faces', 'mean', 'max', f"above {first['threshold']:.2f}", 'excess', 'nearer than strangers'], rows)
+    rows = []
+    for name, v in (found | {'non-members': first['real']}).items():
+        lo, hi = v['ci95']
+        rows.append([name, f"{v['faces']:,}", f"{v['mean']:.3f}", f"{v['max']:.3f}", f"{v['above']:.1%}",
+                     f"{100*v['excess']:+.1f}", f"{v['nearer']:.2f} [{lo:.2f}, {hi:.2f}]"])
+    above = f"above {first['threshold']:.2f}"
+    return text_table(['nearest training face', 'faces', 'mean', 'max', above, 'excess', 'nearer than non-members'], rows)
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cc0a9950
-def offenders(
-    report:dict, # of leakage_report
-    limit:float, # largest cosine to a training face that is put up with
-)->list[int]: # labels, rising
-    "Identities of which a face, or the inquiry, comes nearer to a training face than allowed"
-    return [r['identity'] for r in report['identities'] if max(r['cosine'], r['inquiry']) > limit]
-
-# %% ../../nbs/62_analysis.leakage.ipynb #c638edcb
+# %% ../../nbs/62_analysis.leakage.ipynb #c93d79f1
 def membership(
     e, # embeddings of the set, (n,d)
     e_train, # embeddings of training faces, (k,d)
-    e_held, # embeddings of faces of the same kind, neither trained on nor asked for, (j,d)
+    e_held, # embeddings of faces of the same kind, neither trained on nor among the inquiries, (j,d)
     who_train=None, # persons of the training faces, (k,); by default each somebody of their own
     who_held=None, # persons of the others, (j,)
-    n:int=1000, # resamplings of people
-    seed:int=0, # of them
-    batch:int=4096, # rows of either side at a time
     device:str='cpu', # where to multiply
 )->dict: # auc in [0,1]: 0.5 tells nothing; ci95; train, held: mean cosine to the nearest face of the set
     "Are training faces nearer to a set than others?"
-    train, held = (nearest(o, e, batch, device)[0] for o in (e_train, e_held))
-    return chance_above(train, held, who_train, who_held, n, seed) | dict(train=float(train.mean()), held=float(held.mean()))
+    train, held = (nearest(o, e, device=device)[0] for o in (e_train, e_held))
+    return chance_above(train, held, who_train, who_held) | dict(train=float(train.mean()), held=float(held.mean()))
 
-# %% ../../nbs/62_analysis.leakage.ipynb #c1589019
+# %% ../../nbs/62_analysis.leakage.ipynb #c6475109
 @dataclass
 class NonMembers:
     "How near real people who were not trained on come to the training faces, by a judge"
     cosine:list[float] # of each of their photos (at most 4,096) to the nearest training face
     who:str # they are
     threshold:float # above it two faces count as one person
-    far:float # share of pairs of different real people that may exceed it
+    far:float # fraction of pairs of different real people that may exceed it
     pairs:int # that it was taken from
 
+# %% ../../nbs/62_analysis.leakage.ipynb #c81f8a23
 def find_nonmembers(
     e_train, # the judge's embeddings of the training faces, (k,d), may be a memory map
     persons=None, # who they are, (k,); None if nobody knows
-    e_held=None, # embeddings of real people who were not trained on, (n,d); by default the training people serve, each against the others
+    e_held=None, # embeddings of real people who were not trained on, (n,d); by default each training person against the others
     who_held=None, # who they are, (n,)
     device:str='cpu', # where to multiply
 )->NonMembers:
-    "Measure them; raises CemiFaceError where nobody's identity is known"
-    if persons is None and e_held is None: raise CemiFaceError('the level of non-members needs photos with identities: PHOTOS/IDENTITY/*.jpg')
-    pairs = impostor_similarities(*((e_held, who_held) if persons is None else (e_train, persons)), 200_000)
+    "Measure them; CemiFaceError where nobody's identity is known"
+    if persons is None and e_held is None:
+        raise CemiFaceError('the level of non-members needs photos with identities: PHOTOS/IDENTITY/*.jpg')
+    known = (e_held, who_held) if persons is None else (e_train, persons)
+    pairs = impostor_similarities(*known, 200_000)
     far = max(1e-4, 1/len(pairs))
-    level = impostor_distribution(e_train, persons, e_held, device=device)
+    cosines = impostor_distribution(e_train, persons, e_held, device=device)
     who = 'the other training people' if e_held is None else 'people of the verification pairs'
-    return NonMembers([round(float(v), 5) for v in level], who, far_threshold(pairs, far), far, len(pairs))
+    return NonMembers([round(v, 5) for v in cosines.tolist()], who, far_threshold(pairs, far), far, len(pairs))
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cd5e8197
+# %% ../../nbs/62_analysis.leakage.ipynb #ca6c7faf
 def leakage_facts(
     report:dict, # of leakage_report
     nonmembers:NonMembers, # that it was made with
     judge:str, # who measured
     requested:bool=True, # are the report's inquiries those of the set?
-)->dict: # max, mean, q99, above, excess, nearer, ci95, threshold, far, judge; inquiries and non-members: likewise
+)->dict: # max, mean, q99, above, excess, nearer, ci95, threshold, far, judge; inquiries and nonmembers: likewise
     "The leakage of a set, as results.json has it"
-    part = lambda p, cos: {k: report[p][k] for k in ('faces', 'mean', 'max', 'above', 'excess', 'nearer', 'ci95')} | dict(q99=float(np.quantile(cos, .99)))
-    real = part('real', nonmembers.cosine)
-    return part('generated', report['cosine']) | dict(judge=judge, threshold=nonmembers.threshold, far=nonmembers.far, pairs=nonmembers.pairs,
-        inquiries=part('inquiries', [r['inquiry'] for r in report['identities']]) if requested else None,
-        nonmembers={k: real[k] for k in ('faces', 'mean', 'max', 'q99', 'above')} | dict(who=nonmembers.who))
+    level = {k: report['real'][k] for k in ('faces', 'mean', 'max', 'q99', 'above')}
+    return report['generated'] | dict(
+        judge=judge, threshold=nonmembers.threshold, far=nonmembers.far, pairs=nonmembers.pairs,
+        inquiries=report['inquiries'] if requested else None, nonmembers=level | dict(who=nonmembers.who))
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cc1939d6
+# %% ../../nbs/62_analysis.leakage.ipynb #cfc2ca03
 def leakage_beside_nonmembers(
     faces:FaceSet, # a set, labelled or not
     inquiries:FaceSet|None, # its image k is the inquiry of identity k
@@ -195,67 +201,78 @@ def leakage_beside_nonmembers(
 )->dict: # as leakage_facts, and who: the file of the set and of the photos that are nearest to each other
     "Leakage of any set, the non-members being the people of the photos, each against the others"
     e, e_photos = (set_embeddings(judge, o, device=device) for o in (faces, photos))
-    y = faces.labels if faces.identities else np.arange(len(faces))
-    nonmembers = find_nonmembers(e_photos, photos.labels, device=device or 'cpu')
-    e_inquiry = identity_centres(e, y) if inquiries is None else set_embeddings(judge, inquiries, device=device)      # which the report wants
-    report = leakage_report(e, y, e_inquiry, e_photos, np.array(nonmembers.cosine), nonmembers.threshold, photos.labels, device=device or 'cpu')
-    k = int(report['cosine'].argmax())
-    return leakage_facts(report, nonmembers, f'{judge.config.arch} {judge.fingerprint[:8]}', inquiries is not None) | dict(
+    y, device = faces.labels if faces.identities else np.arange(len(faces)), device or 'cpu'
+    nonmembers = find_nonmembers(e_photos, photos.labels, device=device)
+    if inquiries is None: e_inquiry = identity_centres(e, y)      # the report wants some, and they are left out below
+    else: e_inquiry = set_embeddings(judge, inquiries, device=device)
+    level = np.array(nonmembers.cosine)
+    report = leakage_report(e, y, e_inquiry, e_photos, level, nonmembers.threshold, device=device)
+    name, k = f'{judge.config.arch} {judge.fingerprint[:8]}', int(report['cosine'].argmax())
+    return leakage_facts(report, nonmembers, name, inquiries is not None) | dict(
         who=[file_of(faces, k), file_of(photos, int(report['nearest'][k]))])
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cfdfa9a1
-BINS = np.linspace(-1, 1, 101)                           # of histograms of cosines
+# %% ../../nbs/62_analysis.leakage.ipynb #cdb4d2a7
+BINS = np.linspace(-1, 1, 101) # of histograms of cosines
 
-# %% ../../nbs/62_analysis.leakage.ipynb #c8245df5
-def _percent(v): return f'{100*v:.1f}%'
+# %% ../../nbs/62_analysis.leakage.ipynb #cc87c0a4
+def _comparison_words(found, level):
+    "What the figures of faces or inquiries say, beside those of non-members"
+    lo, hi = found['ci95']
+    verdict = 'no difference from non-members is to be seen'
+    if lo > .5: verdict = 'they are nearer to the training photos than non-members are'
+    if hi < .5: verdict = 'they keep farther from the training photos than non-members do'
+    return (f'{found["above"]:.1%} are above the threshold; of the non-members, {level["above"]:.1%}. '
+            f'In {100*found["nearer"]:.0f}% of comparisons, one of them is nearer to its nearest training photo than a '
+            f'non-member is (95% interval {100*lo:.0f} to {100*hi:.0f}%; 50% is no difference): {verdict}.')
 
-def _nearness(p, level):
-    "What the figures of faces or inquiries say, beside strangers"
-    lo, hi = p['ci95']
-    verdict = ('they are nearer to the training photos than non-members are' if lo > .5 else
-               'they keep farther from the training photos than non-members do' if hi < .5 else 'no difference from non-members is to be seen')
-    return (f'{_percent(p["above"])} are above the threshold; of the non-members, {_percent(level["above"])}. One of them is nearer to its nearest '
-            f'training photo than a stranger to its own in {100*p["nearer"]:.0f}% of comparisons '
-            f'(95% interval {100*lo:.0f} to {100*hi:.0f}%; 50% is no difference): {verdict}.')
-
+# %% ../../nbs/62_analysis.leakage.ipynb #c739f998
 def leakage_words(
     leak:dict, # leakage of a set of results.json
 )->list[str]: # paragraphs
     "How near a set comes to the training photos, in plain words"
-    level, q, nobody = leak['nonmembers'], leak['inquiries'], f'at most one of {1/leak["far"]:,.0f} pairs of different real people'
-    out = [f'Every face was compared with every photo that the generator was trained on ({leak["judge"]}). The threshold is a cosine of '
-        f'{leak["threshold"]:.2f}, which {nobody} exceeds. The non-members are {level["faces"]:,} photos of {level["who"]}, measured in the same way.',
+    level, inquiries = leak['nonmembers'], leak['inquiries']
+    words = [
+        f'Every face was compared with every photo that the generator was trained on ({leak["judge"]}). The threshold is a '
+        f'cosine of {leak["threshold"]:.2f}, which at most one of {1/leak["far"]:,.0f} pairs of different real people exceeds. '
+        f'The non-members are {level["faces"]:,} photos of {level["who"]}, measured in the same way.',
         f'Faces: to the nearest training photo {leak["mean"]:.3f} on average, at most {leak["q99"]:.3f} for 99 of 100 '
-        f'(non-members {level["mean"]:.3f} and {level["q99"]:.3f}). {_nearness(leak, level)}']
-    if q: out.append(f'Inquiries: {q["mean"]:.3f} on average. {_nearness(q, level)}'+
-        (' Some of them are training photos, or nearly so: their identities are those of real people.' if q['max'] > .99 else ''))
-    return out
+        f'(non-members {level["mean"]:.3f} and {level["q99"]:.3f}). {_comparison_words(leak, level)}']
+    if inquiries:
+        words.append(f'Inquiries: {inquiries["mean"]:.3f} on average. {_comparison_words(inquiries, level)}')
+        if inquiries['max'] > .99:
+            words[-1] += ' Some of them are training photos, or nearly so: their identities are those of real people.'
+    return words
 
 PROMISE = """What this promises: how often this judge would take a face for somebody in the training photos, beside how often it takes non-members for them.
 What it does not: that nobody is recognised, by people or by another recogniser; that nothing else can be learned about the training photos from the faces
 or from the generator; or that the set is anonymous. Wrong labels among the training photos make non-members look nearer than they are, and the largest
 cosine of a set says little, for it grows with the number of photos."""
 
-# %% ../../nbs/62_analysis.leakage.ipynb #c922be78
+# %% ../../nbs/62_analysis.leakage.ipynb #ce2809f9
+@dataclass
 class Screen:
-    "Tells how near faces come to training photos, by a judge"
-    def __init__(self,
-        judge:FaceEncoder, # best one that took no part in training
-        photos:FaceSet, # that the generator was trained on
-        limit:float, # largest cosine to one of them that is put up with
-        device=None, # where to compute
-    ):
-        if not -1 <= limit <= 1: raise CemiFaceError(f'--max-leakage {limit:g} is outside [-1, 1]')
-        self.judge, self.photos, self.limit, self.device, self.e = judge, photos, limit, device, None
+    "How near faces come to training photos, by a judge; CemiFaceError for a limit that is no cosine"
+    judge:FaceEncoder # best one that took no part in training
+    photos:FaceSet # that the generator was trained on
+    limit:float # largest cosine to one of them that is accepted
+    device:str|None=None # where to compute
+
+    def __post_init__(self):
+        if not -1 <= self.limit <= 1: raise CemiFaceError(f'the limit of leakage, {self.limit:g}, is outside [-1, 1]')
 
     @property
     def settings(self)->dict:
         "What decides which faces pass"
         return dict(max_leakage=self.limit, judge=self.judge.fingerprint, against=self.photos.fingerprint)
 
+    @cached_property
+    def e_photos(self)->np.ndarray: # (k,d)
+        "The judge's embeddings of the photos"
+        return set_embeddings(self.judge, self.photos, device=self.device)
+
     def __call__(self,
         images:np.ndarray, # uint8 (n,3,h,w)
     )->tuple[np.ndarray, list]: # cosine to the nearest photo, to four places (n,); that photo, (n,)
-        if self.e is None: self.e = set_embeddings(self.judge, self.photos, device=self.device)
-        cos, at = nearest(embed(self.judge, images, device=self.device), self.e, device=self.device or 'cpu')
-        return cos.astype(float).round(4), [file_of(self.photos, i) for i in at.tolist()]
+        e = embed(self.judge, images, device=self.device)
+        cosines, at = nearest(e, self.e_photos, device=self.device or 'cpu')
+        return cosines.astype(float).round(4), [file_of(self.photos, i) for i in at.tolist()]

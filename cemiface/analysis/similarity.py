@@ -86,7 +86,7 @@ def between_identity(
     centres = identity_centres(e, labels)
     return mean_product_of_pairs(centres, np.zeros(len(centres)))
 
-# %% ../../nbs/60_analysis.similarity.ipynb #ccb26b8d
+# %% ../../nbs/60_analysis.similarity.ipynb #c0219817
 def nearest(
     e, # embeddings, (n,d)
     others, # embeddings, (k,d), may be a memory map
@@ -95,17 +95,16 @@ def nearest(
     who=None, # identities of either side, ((n,), (k,)): pairs of one identity are left out
 )->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,), -2 where there is none; its row in others (n,)
     "Nearest of the others for every embedding, in bounded memory"
-    best = torch.full((len(e),), -2., device=device)
-    where = torch.zeros(len(e), dtype=torch.int64, device=device)
+    best, where = torch.full((len(e),), -2., device=device), torch.zeros(len(e), dtype=int, device=device)
     for i in range(0, len(e), batch):
         rows = slice(i, i+batch)
-        left = torch.as_tensor(unit_rows(e[rows])).to(device)
+        left = torch.tensor(unit_rows(e[rows]), device=device)
         for j in range(0, len(others), batch):
             columns = slice(j, j+batch)
-            cosines = left @ torch.as_tensor(unit_rows(others[columns])).to(device).T
+            cosines = left @ torch.tensor(unit_rows(others[columns]), device=device).T
             if who is not None:
                 same = np.equal.outer(who[0][rows], who[1][columns])
-                cosines[torch.as_tensor(same).to(device)] = -2
+                cosines[torch.tensor(same, device=device)] = -2
             highest, at = cosines.max(1)
             better = highest > best[rows]
             best[rows][better] = highest[better]
@@ -214,7 +213,7 @@ def label_noise(
     known = margins[~np.isnan(margins)]
     return float((known < 0).mean()) if len(known) else math.nan
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c6d64191
+# %% ../../nbs/60_analysis.similarity.ipynb #c8fe9492
 def similarity_groups(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -227,13 +226,12 @@ def similarity_groups(
     place = np.unique(labels, return_inverse=True)[1]
     if not 1 <= k <= len(place): raise CemiFaceError(f'{len(place)} faces cannot be cut into {k} groups')
     cosines = similarity_to_inquiry(e, identity_centres(e, labels), place)
-    block = place if each else np.zeros_like(place)
-    order = np.lexsort((-cosines, block))                      # block by block, the most similar first
-    count = np.bincount(block)
-    rank = np.arange(len(place)) - (np.cumsum(count)-count)[block[order]]
-    group = np.empty(len(place), int)
-    group[order] = rank*k//count[block[order]]
-    rows = []
+    blocks = place if each else np.zeros_like(place)
+    group, rows = np.empty(len(place), int), []
+    for b in np.unique(blocks):
+        block = np.flatnonzero(blocks == b)
+        order = block[np.argsort(-cosines[block], kind='stable')]   # the most similar first
+        group[order] = np.arange(len(block))*k//len(block)
     for g in np.unique(group):
         c, people = cosines[group == g], np.unique(place[group == g])
         rows.append(dict(group=int(g), images=len(c), identities=len(people), mean=float(c.mean()),

@@ -126,18 +126,12 @@ def residual_variety(
     total, left = variance(seen), variance(seen-predicted)
     return dict(total=total, left=left, share=left/total)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c93cbaa1
-class _FeaturesOfBytes(torch.nn.Module):
-    "A network of images in [-1,1], made to take bytes"
-    def __init__(self, network, sample):
-        super().__init__()
-        self.network = network.eval()
-        self.num_features = self(sample).shape[1]              # torchmetrics asks for it
+# %% ../../nbs/61_analysis.variety.ipynb #c7d138cc
+class _BytesToFloat(torch.nn.Module):
+    "Images in [-1,1] from bytes"
+    def forward(self, images): return to_float(images)
 
-    @torch.inference_mode()
-    def forward(self, images): return self.network(to_float(images)).float().flatten(1)
-
-# %% ../../nbs/61_analysis.variety.ipynb #c088233a
+# %% ../../nbs/61_analysis.variety.ipynb #c34c0d0b
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
     others, # of another, for instance real ones, uint8 (k,3,h,w)
@@ -152,11 +146,12 @@ def frechet_distance(
     if min(len(images), len(others)) < 2:
         raise CemiFaceError('a Fréchet distance needs at least two images on either side')
     def part(x, i): return torch.tensor(np.ascontiguousarray(x[i:i+batch])).to(device)
-    try:
-        feature = 2048 if network is None else _FeaturesOfBytes(network.to(device), part(images, 0)[:1])
-        fid = FrechetInceptionDistance(feature).to(device)
+    features = 2048                                            # of Inception
+    if network is not None:
+        features = torch.nn.Sequential(_BytesToFloat(), network, torch.nn.Flatten()).to(device).eval()
+        features.num_features = features(part(images[:1], 0)).shape[1]   # torchmetrics asks for it
+    try: fid = FrechetInceptionDistance(features).to(device)
     except Exception as e:
-        if network is not None: raise
         raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its Inception weights, '
                             'downloaded at the first use; or give another network of features '
                             f'({str(e).splitlines()[0]})') from e
@@ -243,11 +238,10 @@ def suggest(
     if not by: raise CemiFaceError(f'the sets and the real photos share none of {", ".join(PREDICTORS)}')
     return next(iter(by.values())) | dict(by=by)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c8579a64
+# %% ../../nbs/61_analysis.variety.ipynb #c1298b48
 def map_points(
     e, # embeddings, (n,d)
     method:str='pca', # 'pca' or 'tsne'
-    seed:int=0, # of t-SNE
 )->np.ndarray: # (n,2)
     "Unit embeddings in two dimensions; CemiFaceError for another method"
     from sklearn.decomposition import PCA
@@ -255,11 +249,10 @@ def map_points(
     if method not in ('pca', 'tsne'):
         raise CemiFaceError(f"method {method!r} of the map is unknown; it is 'pca' or 'tsne'")
     e = unit_rows(e)
-    perplexity = min(30, max(2, len(e)//4))
-    reduce = PCA(2, random_state=seed) if method == 'pca' else TSNE(2, perplexity=perplexity, init='pca', random_state=seed)
-    return reduce.fit_transform(e)
+    if method == 'pca': return PCA(2, random_state=0).fit_transform(e)
+    return TSNE(2, perplexity=min(30, max(2, len(e)//4)), init='pca', random_state=0).fit_transform(e)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c995382f
+# %% ../../nbs/61_analysis.variety.ipynb #ce9e44c6
 def embedding_map(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -267,12 +260,11 @@ def embedding_map(
     judge:str='the judge', # whose embeddings they are
     identities:int=12, # show the first so many
     ax=None, # axes to draw on
-    seed:int=0, # of t-SNE
 ): # the axes
     "Faces as points, one colour and mark an identity"
     shown = np.unique(labels)[:identities]
     keep = np.isin(labels, shown)
-    points, y = map_points(np.asarray(e)[keep], method, seed), np.asarray(labels)[keep]
+    points, y = map_points(np.asarray(e)[keep], method), np.asarray(labels)[keep]
     ax = ax or plt.subplots(figsize=(4.2, 3.4), dpi=72)[1]
     for i, k in enumerate(shown):
         ax.scatter(*points[y == k].T, s=14, color=COLOURS[i%7], marker='os^Dv'[i%5], label=str(k))
