@@ -147,15 +147,18 @@ def leakage_report(
                 inquiries=beside_nonmembers(cosines_q), real=beside_nonmembers(level),
                 identities=rows, cosine=cosines, nearest=at)
 
-# %% ../../nbs/62_analysis.leakage.ipynb #cc39ed2e
+# %% ../../nbs/62_analysis.leakage.ipynb #c27bb7f2
 def leakage_table(
     reports:dict, # name of a set -> leakage_report; all of one threshold
 )->list[str]: # lines of text
     "The reports beside each other"
     parts = {f'{name}, {part}': r[part] for name, r in reports.items() for part in ('generated', 'inquiries')}
     first = next(iter(reports.values()))
-    form = '{faces:,}|{mean:.3f}|{max:.3f}|{above:.1%}|{excess:+.1%}|{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]'
-    rows = [[name, *form.format(**v).split('|')] for name, v in [*parts.items(), ('non-members', first['real'])]]
+    parts['non-members'] = first['real']
+    cells = ['{faces:,}', '{mean:.3f}', '{max:.3f}', '{above:.1%}', '{excess:+.1%}',
+             '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]']
+    rows = []
+    for name, figures in parts.items(): rows.append([name, *(cell.format(**figures) for cell in cells)])
     head = ['nearest training face', 'faces', 'mean', 'max', f"above {first['threshold']:.2f}", 'excess']
     return text_table([*head, 'nearer than non-members'], rows)
 
