@@ -270,7 +270,7 @@ class GeneratorParts:
     condition:ConditionConfig
     loss:LossConfig
     training:TrainingConfig
-    seed:int = 0                     # of weights and draws
+    seed:int = 0
 
 # %% ../nbs/01_recipe.ipynb #cc1ef52a
 @dataclass

@@ -64,17 +64,16 @@ def face_grid(
         grid[y:y+h, x:x+w] = face
     return Image.fromarray(grid.repeat(scale, 0).repeat(scale, 1))
 
-# %% ../../nbs/12_data.faces.ipynb #ca940fa0
+# %% ../../nbs/12_data.faces.ipynb #c1712133
 def save_image(
     u8:np.ndarray|Tensor, # one image, bytes, (3,h,w)
     path:str|Path, # .png or .jpg
 ):
     "Write an image, whole or not at all. Raises CemiFaceError when it can't be written"
-    suffix = Path(path).suffix.lower()
-    if suffix not in ('.png', '.jpg', '.jpeg'): raise CemiFaceError(f'{path} should end in .png or .jpg')
-    options = {} if suffix == '.png' else dict(quality=95, subsampling=0)
-    im = Image.fromarray(np.ascontiguousarray(np.asarray(u8).transpose(1, 2, 0)))
-    with atomic_path(path, sync=False) as p: im.save(p, **options)
+    if Path(path).suffix.lower() not in ('.png', '.jpg', '.jpeg'):
+        raise CemiFaceError(f'{path} should end in .png or .jpg')
+    im = Image.fromarray(np.asarray(u8).transpose(1, 2, 0))
+    with atomic_path(path, sync=False) as p: im.save(p, quality=95, subsampling=0)  # PNG has neither
 
 # %% ../../nbs/12_data.faces.ipynb #c4d7ded5
 def to_rgb(
@@ -163,22 +162,16 @@ def decode_image(
     "An image as bytes. Raises CemiFaceError when it can't be decoded, is below 8 pixels or above 33 million (JPEG: 67)"
     with warnings.catch_warnings(action='ignore'): return decode_to_array(path, size)
 
-# %% ../../nbs/12_data.faces.ipynb #ceb7cfc0
-def decoding_threads(
-    workers:int|None=None, # as asked for; None for one per core, 8 at most
-)->int:
-    "How many threads decode images"
-    return workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-
+# %% ../../nbs/12_data.faces.ipynb #cacf54ae
 def in_threads(
     work, # function of an item
     items, # a sequence
     label:str, # name of the progress bar
-    workers:int|None=None, # threads, as for `decoding_threads`
+    workers:int|None=None, # threads; by default one per core, 8 at most
 ):
     "Yield `work(item)` for each item, in order, done in threads and without Pillow's warnings"
-    bar = progress(len(items), label, 'img')
-    with warnings.catch_warnings(action='ignore'), ThreadPool(decoding_threads(workers)) as pool, bar:
+    pool, bar = ThreadPool(workers or min(8, os.cpu_count())), progress(len(items), label, 'img')
+    with warnings.catch_warnings(action='ignore'), pool, bar:
         for result in pool.imap(work, items, chunksize=16):
             bar.update()
             yield result
@@ -350,28 +343,26 @@ def save(self:FaceSet,
             written[label] += 1
     return folder
 
-# %% ../../nbs/12_data.faces.ipynb #c66338e4
+# %% ../../nbs/12_data.faces.ipynb #cd0eadd8
 class FaceStore:
     "The bytes of a set, where batches are gathered fastest"
     def __init__(self,
         images:np.ndarray, # uint8, (n,3,h,w); an array or a memory map
         device='cpu', # where batches are wanted; a GPU keeps them all if they take less than a third of its free memory
     ):
-        self.images, self.device = images, torch.device(device)
-        if self.device.type != 'cuda' or images.nbytes > torch.cuda.mem_get_info(self.device)[0]/3: return
-        self.images = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-        for i in range(0, len(images), 4096): self.images[i:i+4096] = torch.tensor(images[i:i+4096])
+        self.device = torch.device(device)
+        with warnings.catch_warnings(action='ignore'): self.images = torch.from_numpy(images)  # perhaps read-only
+        if self.device.type == 'cuda' and images.nbytes < torch.cuda.mem_get_info(self.device)[0]/3:
+            self.images = self.images.to(self.device)
 
     def batch(self,
         rows:Tensor, # numbers of the faces, (b,), on the CPU
         mirror:Tensor|None=None, # which of them are mirrored, bool (b,)
     )->Tensor: # faces, (b,3,h,w) in [-1,1], on the device
         "Gather some faces"
-        if isinstance(self.images, Tensor): x = self.images[rows.to(self.device)]
-        else:
-            x = torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()]))
-            x = (x.pin_memory() if self.device.type == 'cuda' else x).to(self.device, non_blocking=True)
-        x = to_float(x)
+        x = self.images[rows.to(self.images.device)]
+        if self.device.type == 'cuda' and not x.is_cuda: x = x.pin_memory()
+        x = to_float(x.to(self.device, non_blocking=True))
         return x if mirror is None else torch.where(mirror.to(self.device)[:, None, None, None], x.flip(3), x)
 
 # %% ../../nbs/12_data.faces.ipynb #cb6d9769
@@ -410,9 +401,10 @@ def _fill_cache(npy, key, entries, size, root, **options):
         facts.unlink(missing_ok=True)  # so that it never describes another block
     write_json(facts, dict(key=key, shape=[len(good), 3, size, size], files=len(entries), bad=sorted(bad)))
 
-# %% ../../nbs/12_data.faces.ipynb #c4658ce0
-def _read_entries(entries, root, size, cache=None, **options):
-    "Entries as a FaceSet, by way of the cache; `options` are those of `decode_many`"
+# %% ../../nbs/12_data.faces.ipynb #c73ac343
+def _read_entries(entries, root, size, cache=None, max_bad=.01, workers=None):
+    "Entries as a FaceSet, by way of the cache"
+    options = dict(max_bad=max_bad, workers=workers)
     if cache is None:
         images = np.empty((len(entries), 3, size, size), np.uint8)
         bad = decode_many(entries, images, size, root, **options)
@@ -424,11 +416,11 @@ def _read_entries(entries, root, size, cache=None, **options):
     if not len(images): raise CemiFaceError(f'{root} holds no image that can be used; check the path')
     bad = set(bad)
     entries = [o for i,o in enumerate(entries) if i not in bad]
-    names = sorted({o.identity for o in entries if o.identity is not None})
-    number = {name:i for i,name in enumerate(names)}
-    return FaceSet(images, [number.get(o.identity, -1) for o in entries], names, [o.name for o in entries], root)
+    who = [o.identity for o in entries]
+    names, labels = ([], None) if None in who else np.unique(who, return_inverse=True)
+    return FaceSet(images, labels, list(map(str, names)), [o.name for o in entries], root)
 
-# %% ../../nbs/12_data.faces.ipynb #c7dbdb91
+# %% ../../nbs/12_data.faces.ipynb #c44aa667
 @patch(cls_method=True)
 def open(cls:FaceSet,
     source:str|Path, # folder root/IDENTITY/*.jpg or flat, FILE.rec, FILE.tar, FILE-{000000..000012}.tar or FILE-*.tar
@@ -438,20 +430,18 @@ def open(cls:FaceSet,
     workers:int|None=None, # threads; by default one per core, 8 at most
 )->FaceSet: # labelled when it has identities
     "Read a set of faces. Raises CemiFaceError when it is missing, empty or broken or too many images are bad"
-    return _read_entries(scan(source), source, size, cache, max_bad=max_bad, workers=workers)
+    return _read_entries(scan(source), source, size, cache, max_bad, workers)
 
 @patch(cls_method=True)
 def from_folder(cls:FaceSet,
     root:str|Path, # root/IDENTITY/*.jpg, or flat and then unlabelled
     size:int, # side in pixels
-    max_bad:float=.01, # as for `open`, like the rest
-    cache:str|Path|None=None, # likewise
-    workers:int|None=None, # likewise
+    **options, # cache, max_bad and workers, as for `open`
 )->FaceSet:
     "Read a folder of images, and nothing but a folder. Raises CemiFaceError as `open` does"
     root = Path(root)
     entries = [Entry(file.as_posix(), who, root/file) for file,who in scan_folder(root)]
-    return _read_entries(entries, root, size, cache, max_bad=max_bad, workers=workers)
+    return _read_entries(entries, root, size, **options)
 
 # %% ../../nbs/12_data.faces.ipynb #c5127474
 @dataclass(eq=False, repr=False)
@@ -488,7 +478,7 @@ class PairSet:
         "sha256 of the pixels, as a FaceSet has it"
         return FaceSet(self.images).fingerprint
 
-# %% ../../nbs/12_data.faces.ipynb #c8abe722
+# %% ../../nbs/12_data.faces.ipynb #c116fdc6
 def _distinct(items):
     "The distinct items in the order in which they first appear, and the number of each item among them"
     number = {o:i for i,o in enumerate(dict.fromkeys(items))}
@@ -512,8 +502,8 @@ def from_files(cls:PairSet,
         if images_root is None: raise CemiFaceError(f'{path} names images; say in which folder they are (--images)')
         pairs = read_pairs(path)
         found = pair_files(pairs, images_root)
-        files, same = [o for pair in found for o in pair[:2]], [same for *_,same in found]
-        people = _distinct([name for a,_,b,_,_ in pairs.rows for name in (a, b)])[1]
+        files, same = [o for a,b,_ in found for o in (a, b)], [o for *_,o in found]
+        people = _distinct([o.parent.name for o in files])[1]
         folds, root = pairs.folds, images_root
     files, rows = _distinct(files)
     images = np.empty((len(files), *decode_image(files[0], size).shape), np.uint8)

@@ -21,7 +21,7 @@ from fastcore.basics import chunked
 
 from ..core import CemiFaceError, progress, read_text
 from ..data.formats import inside
-from ..data.faces import _decode as decode_to_array, PairSet
+from ..data.faces import decode_to_array, PairSet
 from ..data.align import align_face, read_landmarks
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set, FaceEncoder
