@@ -9,13 +9,12 @@ __all__ = ['FIRST_JUDGE_PERSON', 'FIRST_CANDIDATE', 'FIRST_TEST_PERSON', 'ENCODE
            'real_photos', 'baseline_sets', 'load_or_measure_nonmembers', 'keep_verification', 'judge_set',
            'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
-# %% ../../nbs/71_experiment.run.ipynb #cb2706b6
+# %% ../../nbs/71_experiment.run.ipynb #c95b727c
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,26 +122,25 @@ def open_run(
     write_text(folder.path/'recipe.toml', to_toml(recipe))
     return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force)
 
-# %% ../../nbs/71_experiment.run.ipynb #c90e84b5
+# %% ../../nbs/71_experiment.run.ipynb #c4fbbe82
 def stage(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     name:str, # of the stage
-    decides:tuple, # everything that decides its result
+    decides:tuple, # everything that decides its result; sets and networks count by their fingerprints
     make:Callable, # does the work
     *args, # of `make`
-    keep:bool=True, # keep the plain value that `make` returns; if not, `make` finds its own files and is called every time
+    keep:bool=True, # remember the plain value that `make` returns; if not, `make` is called every time
 ): # what `make` returns
     "Do a stage, or read what it found when the same things decided; its seconds are remembered"
-    key = fingerprint(*decides)
+    key = fingerprint(*(getattr(o, 'fingerprint', o) for o in decides))
     if ctx.folder.done(name, key): return ctx.folder.facts(name)['found'] if keep else make(*args)
     log(f'{name} ...')
     start = time.perf_counter()
     found = make(*args)
-    seconds = round(time.perf_counter()-start, 1)
-    ctx.folder.finish(name, key, seconds=seconds, found=found if keep else None)
+    ctx.folder.finish(name, key, seconds=round(time.perf_counter()-start, 1), found=found if keep else None)
     return plain(found) if keep else found
 
-# %% ../../nbs/71_experiment.run.ipynb #caff432a
+# %% ../../nbs/71_experiment.run.ipynb #c4fa1e08
 FIRST_JUDGE_PERSON, FIRST_CANDIDATE, FIRST_TEST_PERSON = 300_000, 600_000, 900_000      # first numbers of the other toy people
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class People:
         return self.train.labels if self.train.identities > 1 else None
 
 def load_people(
-    ctx:Context, # of the run
+    ctx, # Context of the run
 )->People:
     "Draw the toy people, or read the user's photos"
     r, t, i = ctx.recipe, ctx.recipe.toy, ctx.inputs
@@ -180,50 +178,42 @@ class Encoders:
     judge:FaceEncoder     # measures the sets
     judge_name:str        # as tables show it
 
-# %% ../../nbs/71_experiment.run.ipynb #c3708d1d
-def train_toy_encoder(
-    ctx:Context, # of the run
-    role:str, # `identity_encoder` or `judge`
-    train:FaceSet, # training faces of the generator
-):
-    "Train E_id on the training faces, or the judge on as many other people, into the folder of that name"
-    r, t = ctx.recipe, ctx.recipe.toy
-    others = toy_faces(t.identities, t.per_identity, r.faces.size, t.seed, FIRST_JUDGE_PERSON) if role == 'judge' else None
-    train_recogniser(others or train, r.identity_encoder, ctx.out/role, seed=r.seed, device=ctx.device)
-
-# %% ../../nbs/71_experiment.run.ipynb #c3c8021b
+# %% ../../nbs/71_experiment.run.ipynb #c220da8e
 def load_encoders(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     train:FaceSet, # training faces of the generator
 )->Encoders:
-    "Those of the user, or shipped ones, or for toy faces ones that are trained here"
-    r, i = ctx.recipe, ctx.inputs
+    "Those of the user, or shipped ones, or for toy faces ones that are trained here: the judge on as many other people"
+    r, t, i = ctx.recipe, ctx.recipe.toy, ctx.inputs
     toy = r.faces.source == 'toy'
     weights = [Path(i.assets or ctx.out)/role for role in ENCODER_ROLES]
+    def train_toy(role):
+        faces = train
+        if role == 'judge': faces = toy_faces(t.identities, t.per_identity, r.faces.size, t.seed, FIRST_JUDGE_PERSON)
+        train_recogniser(faces, r.identity_encoder, ctx.out/role, seed=r.seed, device=ctx.device)
     if not toy: weights = i.identity_encoder, i.judge or i.identity_encoder
     elif not i.assets:
-        for role in ENCODER_ROLES: stage(ctx, role, (r.toy, r.faces, r.identity_encoder, r.seed), train_toy_encoder, ctx, role, train)
+        for role in ENCODER_ROLES: stage(ctx, role, (train, r.toy, r.identity_encoder, r.seed), train_toy, role)
     identity, judge = map(load_encoder, weights)
     return Encoders(identity, judge, f'judge {judge.fingerprint[:8]}' if toy or i.judge else 'by E_id')
 
-# %% ../../nbs/71_experiment.run.ipynb #c6b0a39e
+# %% ../../nbs/71_experiment.run.ipynb #c18b7215
 def load_or_train_generator(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     train:FaceSet, # faces to learn from
     identity_encoder:FaceEncoder, # frozen E_id
 )->CemiFacePipeline: # on the device of the run
     "Train the generator, or take one that was trained before"
     r, assets = ctx.recipe, ctx.inputs.assets
     if assets: return load_generator(Path(assets)/'generator').to(ctx.device)
-    decides = train.fingerprint, identity_encoder.fingerprint, r.parts
-    pipe = stage(ctx, 'generator', decides, train_generator, train, identity_encoder, r.parts, ctx.out/'generator',
-        ctx.device == 'cpu', ctx.out/'cache', ctx.force, keep=False)
+    pipe = stage(ctx, 'generator', (train, identity_encoder, r.parts), train_generator, train, identity_encoder, r.parts,
+        ctx.out/'generator', ctx.device == 'cpu', ctx.out/'cache', ctx.force, keep=False)
     return pipe.to(ctx.device)
 
-# %% ../../nbs/71_experiment.run.ipynb #c1996246
+# %% ../../nbs/71_experiment.run.ipynb #ca138530
 def candidate_faces(
-    ctx:Context, # of the run
-    pipe:CemiFacePipeline, # generator
+    ctx, # Context of the run
+    pipe, # CemiFacePipeline
     train:FaceSet, # its training faces
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which inquiries are chosen"
@@ -233,40 +223,29 @@ def candidate_faces(
     if r.faces.source == 'toy': return toy_faces(t.candidates, 1, r.faces.size, t.seed, FIRST_CANDIDATE).images
     return train.images
 
-# %% ../../nbs/71_experiment.run.ipynb #c7061344
-def write_chosen(
-    ctx:Context, # of the run
-    pipe:CemiFacePipeline, # generator
-    train:FaceSet, # its training faces
-    n:int, # how many are asked for
-)->list[int]: # rows of the candidates that were chosen
-    "Choose inquiries and write them into the folder `inquiries`; raises CemiFaceError where fewer than two are left"
-    cfg, encoder = ctx.recipe.inquiries, pipe.identity_encoder
-    faces = candidate_faces(ctx, pipe, train)
-    known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
-    rows = select_inquiries(embed(encoder, faces, device=ctx.device), cfg.threshold, n, known, cfg.avoid)
-    if len(rows) < 2:
-        raise CemiFaceError(f'only {len(rows)} of {len(faces)} faces pass inquiries.threshold = {cfg.threshold}; '
-                            'raise it or bring more faces')
-    if len(rows) < n: log(f'only {len(rows)} of the {n} inquiry faces asked for are less similar than {cfg.threshold} to each other')
-    write_inquiries(faces[rows], ctx.out/'inquiries')
-    return rows
-
-# %% ../../nbs/71_experiment.run.ipynb #c7be60f3
+# %% ../../nbs/71_experiment.run.ipynb #c3773a22
 def load_or_choose_inquiries(
-    ctx:Context, # of the run
-    pipe:CemiFacePipeline, # generator
+    ctx, # Context of the run
+    pipe, # CemiFacePipeline
     train:FaceSet, # its training faces
 )->FaceSet: # one face per identity
-    "As many inquiries as the largest volume of the recipe has identities, or as there are"
-    r = ctx.recipe
+    "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
+    r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
     n = len(whole(volumes_of(r)))
-    decides = pipe.fingerprint, train.fingerprint, r.inquiries, r.toy, n
-    rows = stage(ctx, 'inquiries', decides, write_chosen, ctx, pipe, train, n)
-    return FaceSet.from_folder(ctx.out/'inquiries', r.faces.size).subset(range(len(rows)))
+    def choose():
+        faces = candidate_faces(ctx, pipe, train)
+        known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
+        rows = select_inquiries(embed(encoder, faces, device=ctx.device), cfg.threshold, n, known, cfg.avoid)
+        found = f'only {len(rows)} of {len(faces)} faces pass inquiries.threshold = {cfg.threshold}'
+        if len(rows) < 2: raise CemiFaceError(f'{found}; raise it or bring more faces')
+        if len(rows) < n: log(f'{found}; {n} were asked for')
+        write_inquiries(faces[rows], home)
+        return rows
+    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n), choose)
+    return FaceSet.from_folder(home, r.faces.size).subset(range(len(rows)))
 
 def inquiry_rows(
-    ctx:Context, # of a run whose inquiries are chosen
+    ctx, # Context of a run whose inquiries are chosen
 )->np.ndarray: # whole numbers, (n,)
     "Which of the candidates became inquiries"
     return np.array(ctx.folder.facts('inquiries')['found'])
@@ -283,28 +262,30 @@ class ComparedSet:
     inquiries:FaceSet|None=None   # of a generated set: one face per identity
     volume:str=''                 # a further volume of the recipe, as in '20000x50'
 
-# %% ../../nbs/71_experiment.run.ipynb #c74c1ddd
+# %% ../../nbs/71_experiment.run.ipynb #ce339a70
 def generated_sets(
-    ctx:Context, # of the run
-    pipe:CemiFacePipeline, # generator
+    ctx, # Context of the run
+    pipe, # CemiFacePipeline
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
     "One labelled set per control and m, in every volume"
     r, volumes = ctx.recipe, volumes_of(ctx.recipe)
     counts = tuple(whole(volumes)[:len(inquiries)])
-    make, sets = partial(make_set, image_format=r.generation.image_format), []
-    for control, m in [*(('scalar', m) for m in r.study.scalar), *(('sphere', m) for m in r.study.sphere)]:
-        name, request = f'{control}_{m:+.2f}', replace(request_of(r, m, control), per_identity=counts)
-        decides = pipe.fingerprint, inquiries.fingerprint, request
-        faces = stage(ctx, f'set {name}', decides, make, pipe, inquiries, request, ctx.out/'sets'/name, keep=False)
-        for volume, part in volumes.items():
-            own = part_of(faces, part[:len(inquiries)])
-            sets.append(ComparedSet(name+volume, 'generated', own, control, m, inquiries.subset(range(own.identities)), volume.strip()))
+    sets = []
+    for control in ('scalar', 'sphere'):
+        for m in getattr(r.study, control):
+            name, request = f'{control}_{m:+.2f}', replace(request_of(r, m, control), per_identity=counts)
+            faces = stage(ctx, f'set {name}', (pipe, inquiries, request), make_set, pipe, inquiries, request, ctx.out/'sets'/name,
+                r.generation.image_format, keep=False)
+            for volume, part in volumes.items():
+                own = part_of(faces, part[:len(inquiries)])
+                asked = inquiries.subset(range(own.identities))
+                sets.append(ComparedSet(name+volume, 'generated', own, control, m, asked, volume.strip()))
     return sets
 
-# %% ../../nbs/71_experiment.run.ipynb #cee84523
+# %% ../../nbs/71_experiment.run.ipynb #c9669e97
 def real_photos(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     train:FaceSet, # training faces, with identities
     people:int, # how many identities
     k:int, # photos of each
@@ -316,7 +297,7 @@ def real_photos(
     return photos.subset((inquiry_rows(ctx)[:people, None]*k+np.arange(k)).ravel())
 
 def baseline_sets(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     train:FaceSet, # training faces
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
@@ -338,9 +319,9 @@ def persons_of_pairs(
     persons[pairs.right] = pairs.person_right
     return persons
 
-# %% ../../nbs/71_experiment.run.ipynb #ce5aefdd
+# %% ../../nbs/71_experiment.run.ipynb #c456cf05
 def load_or_measure_nonmembers(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     judge:FaceEncoder, # who measures
     people:People, # training faces and pairs
 )->NonMembers:
@@ -350,7 +331,7 @@ def load_or_measure_nonmembers(
         e_train = set_embeddings(judge, train, ctx.out/'cache', ctx.device)
         e_held_out = embed(judge, pairs.images, device=ctx.device)
         return find_nonmembers(e_train, people.persons, e_held_out, persons_of_pairs(pairs), ctx.device)
-    return NonMembers(**stage(ctx, 'nonmembers', (judge.fingerprint, train.fingerprint, pairs.fingerprint), measure))
+    return NonMembers(**stage(ctx, 'nonmembers', (judge, train, pairs), measure))
 
 # %% ../../nbs/71_experiment.run.ipynb #cafc98b3
 def keep_verification(
@@ -366,9 +347,9 @@ def keep_verification(
     with atomic_path(to) as path: np.save(path, cosines.astype(np.float32))
     return facts
 
-# %% ../../nbs/71_experiment.run.ipynb #c2cf17fd
+# %% ../../nbs/71_experiment.run.ipynb #ce9ac376
 def judge_set(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     compared:ComparedSet, # to be looked at
     people:People, # training faces
     encoders:Encoders, # of which the judge looks
@@ -390,9 +371,9 @@ def judge_set(
     return facts | dict(leakage=leakage_facts(report, nonmembers, encoders.judge_name),
         nearest={k: np.histogram(v, BINS)[0] for k, v in near.items()})
 
-# %% ../../nbs/71_experiment.run.ipynb #c5cd1816
+# %% ../../nbs/71_experiment.run.ipynb #c1052f94
 def measure_set(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     compared:ComparedSet, # to be measured
     people:People, # training faces and pairs
     encoders:Encoders, # of which the judge looks at the set
@@ -405,27 +386,27 @@ def measure_set(
         home = f'{o.name}-{seed}'
         net = train_recogniser(full, r.recogniser, ctx.out/'recognisers'/home, seed=r.seed+seed, device=ctx.device)
         return keep_verification(net, people.pairs, ctx.out/'verification'/f'{home}.npy', ctx.device)
-    decides = full.fingerprint, full.labels, r.recogniser, r.seed, people.pairs.fingerprint
+    decides = full, full.labels, r.recogniser, r.seed, people.pairs
     verified = [stage(ctx, f'recogniser {o.name} {seed}', decides, train_and_verify, seed) for seed in range(r.study.seeds)]
-    facts = stage(ctx, f'analysis {o.name}', (o.faces.fingerprint, o.faces.labels, encoders.judge.fingerprint, nonmembers),
+    facts = stage(ctx, f'analysis {o.name}', (o.faces, o.faces.labels, encoders.judge, nonmembers),
         judge_set, ctx, o, people, encoders, nonmembers)
     return dict(name=o.name, kind=o.kind, control=o.control, m=o.m, volume=o.volume, identities=full.identities,
         images=len(full), verification=summary(verified)) | {k: facts.get(k) for k in FACTS}
 
 def measure_encoder(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     encoder:FaceEncoder, # E_id
     pairs:PairSet, # at the size of their files
 )->dict: # a set of results.json, without gap_to_real
     "Verify E_id itself, which bounds what can be expected"
-    facts = stage(ctx, 'verification of E_id', (encoder.fingerprint, pairs.fingerprint), keep_verification, encoder, pairs,
+    facts = stage(ctx, 'verification of E_id', (encoder, pairs), keep_verification, encoder, pairs,
         ctx.out/'verification'/'E_id-0.npy', ctx.device)
     return dict.fromkeys(('control', 'm', 'identities', 'images', *FACTS)) | dict(
         name='E_id', kind='recogniser', volume='', verification=summary([facts]))
 
-# %% ../../nbs/71_experiment.run.ipynb #c7aefa18
+# %% ../../nbs/71_experiment.run.ipynb #cc3896ac
 def collect_results(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     rows:list[dict], # of measure_set and measure_encoder
     judge_name:str, # who measured
 )->dict: # results.json
@@ -440,9 +421,9 @@ def collect_results(
     write_json(ctx.out/'results.json', results)
     return results
 
-# %% ../../nbs/71_experiment.run.ipynb #c99bfa2d
+# %% ../../nbs/71_experiment.run.ipynb #cd246faa
 def write_figures(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     results:dict, # of the run
     sets:list[ComparedSet], # of the run
     inquiries:FaceSet, # one face per identity
@@ -453,18 +434,17 @@ def write_figures(
     shown, faces = [r for r in results['sets'] if not r['volume']], {o.name: o.faces for o in sets}
     made = [r for r in shown if r['kind'] == 'generated']
     curves = {set_label(r): (np.load(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
+    near = {set_label(r): ctx.folder.facts(f'analysis {r["name"]}')['found']['nearest'] for r in made}
     drawn = dict(faces=plot_faces(dict(inquiry=inquiries) | {set_label(r): faces[r['name']] for r in made}),
         sweep=plot_sweep(results), roc=plot_rocs(curves, line_style(shown)))
-    if made:
-        near = {set_label(r): ctx.folder.facts(f'analysis {r["name"]}')['found']['nearest'] for r in made}
-        leakage = plot_leakage(near, line_style(made), nonmembers, results['judge'])
-        drawn |= dict(calibration=plot_achieved(results), leakage=leakage)
+    if made: drawn |= dict(calibration=plot_achieved(results),
+        leakage=plot_leakage(near, line_style(made), nonmembers, results['judge']))
     for name, (figure, rows) in drawn.items():
         with atomic_path(ctx.out/'figures'/f'{name}.png') as path: figure.savefig(path, format='png')
         write_text(ctx.out/'figures'/f'{name}.csv', csv_text(rows))
     return {name: (ctx.out/'figures'/f'{name}.png').read_bytes() for name in drawn}
 
-# %% ../../nbs/71_experiment.run.ipynb #c2b0119b
+# %% ../../nbs/71_experiment.run.ipynb #c4933e10
 def set_card(
     r:dict, # a generated set of results.json
     results:dict, # of the run
@@ -490,9 +470,9 @@ Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identit
 '''
 
 def write_cards(
-    ctx:Context, # of the run
+    ctx, # Context of the run
     results:dict, # of the run
-    pipe:CemiFacePipeline, # generator
+    pipe, # CemiFacePipeline
 ):
     "A README.md beside every generated set; the card of a generator that was trained here says how near its nearest set comes to the photos"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
