@@ -227,7 +227,7 @@ def as_faces(
     if size is None or x.shape[2:] == (size, size): return x
     return F.interpolate(x, (size, size), mode='bilinear', antialias=True)
 
-# %% ../../nbs/12_data.faces.ipynb #c86a7875
+# %% ../../nbs/12_data.faces.ipynb #c1075b37
 class FaceSet(Dataset):
     "Face images as bytes with their identities"
     def __init__(self,
@@ -241,7 +241,7 @@ class FaceSet(Dataset):
         if getattr(images, 'dtype', None) != np.uint8: images = to_uint8(as_faces(images)).numpy()
         _check_shape(images)
         self.images, self.names, self.files, self.root = images, [], files, root
-        self.labels = np.full(len(self), -1) if labels is None else np.array(labels, dtype=np.int64)
+        self.labels = np.full(len(self), -1) if labels is None else np.asarray(labels).astype(np.int64)
         if len(self.labels) != len(self) or (files is not None and len(files) != len(self)):
             raise ValueError(f'{len(self)} faces, but {len(self.labels)} labels and {len(files or self)} files')
         if (self.labels < 0).all(): return
