@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'LAYERS_OF_IR', 'ARCHITECTURES', 'CONTROLS', 'PACKAGE', 'ASSETS', 'setting', 'recipe_keys', 'from_dict',
            'load_toml', 'apply_overrides', 'to_toml', 'FacesConfig', 'ToyConfig', 'ScheduleConfig', 'ConditionConfig',
-           'UNetConfig', 'LossConfig', 'TrainingConfig', 'GeneratorParts', 'InquiryConfig', 'GenerationConfig',
-           'CosFaceConfig', 'volume_counts', 'StudyConfig', 'Recipe', 'recipes', 'load_recipe', 'volumes_of', 'whole',
-           'Inputs', 'changed']
+           'UNetConfig', 'LossConfig', 'TrainingConfig', 'GeneratorParts', 'InquiryConfig', 'SamplingConfig',
+           'GenerationConfig', 'CosFaceConfig', 'volume_counts', 'StudyConfig', 'Recipe', 'recipes', 'load_recipe',
+           'volumes_of', 'whole', 'Inputs', 'changed']
 
 # %% ../nbs/01_recipe.ipynb #c85703a5
 import contextlib
@@ -284,18 +284,23 @@ class InquiryConfig:
     drawn:int = setting(20_000, 'faces drawn to choose from, when synthetic', lo=2)
 
 # %% ../nbs/01_recipe.ipynb #ccccd22f
-@dataclass
-class GenerationConfig:
-    "How faces are drawn (section `generation` of a recipe)"
-    per_identity:int = setting(50, 'faces drawn of each inquiry', lo=1)
-    copies:int = setting(5, 'copies of the inquiry face added to each identity when a recogniser is trained', lo=0)
+@dataclass(frozen=True)
+class SamplingConfig:
+    "How a face is drawn (section `sampling` of a recipe)"
     steps:int = setting(20, 'sampling steps', lo=1)
-    eta:float = setting(1., 'noise re-added by DDIM: 0 none, 1 as much as DDPM', lo=0, hi=1)
+    eta:float = setting(0., 'noise added again by DDIM: 0 none, 1 as much as DDPM', lo=0, hi=1)
     guidance:float = setting(1., '1 follows the condition; above 1, away from the unconditional prediction', lo=0)
     similarity_guidance:float = setting(1., 'of scalar control: 1 follows m; above 1, away from the prediction for m = 1', lo=0)
-    batch:int = setting(128, 'faces computed at once; part of what decides a face to the last bit; 0 takes what fits the memory of the GPU', lo=0)
-    precision:str = setting('no', 'of the denoiser while sampling; auto: bf16 where the hardware is made for it, else no', choices=['no', 'bf16', 'fp16', 'auto'])
-    compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two of compiling')
+    batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits the memory of the GPU', lo=0)
+    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is made for it, else no',
+        choices=['no', 'bf16', 'fp16', 'auto'])
+    compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or two')
+
+@dataclass
+class GenerationConfig:
+    "How many faces a set holds, and their format (section `generation` of a recipe)"
+    per_identity:int = setting(50, 'faces drawn of each inquiry', lo=1)
+    copies:int = setting(5, 'copies of the inquiry face added to each identity when a recogniser is trained', lo=0)
     image_format:str = setting('png', 'file format of the faces', choices=['png', 'jpg'])
 
 # %% ../nbs/01_recipe.ipynb #cef5126c
@@ -369,6 +374,7 @@ class Recipe:
     loss:LossConfig = field(default_factory=LossConfig)
     training:TrainingConfig = field(default_factory=TrainingConfig)
     inquiries:InquiryConfig = field(default_factory=InquiryConfig)
+    sampling:SamplingConfig = field(default_factory=SamplingConfig)
     generation:GenerationConfig = field(default_factory=GenerationConfig)
     recogniser:CosFaceConfig = field(default_factory=CosFaceConfig)
     study:StudyConfig = field(default_factory=StudyConfig)

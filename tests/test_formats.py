@@ -58,7 +58,7 @@ def test_packed_faces_serve_every_verb(cemiface, finished, dev, tmp_path):
     assert trained('x/train.rec', 'a')==trained(finished.faces, 'b')
     refused(cemiface('analyse', '--faces', 'x.bin', '--judge', finished.judge), 'x.bin', '--pairs')
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[]),
-        generation=dict(per_identity=2, copies=1, steps=2, batch=8), recogniser=dict(epochs=1, batch=4))
+        sampling=dict(steps=2, batch=8), generation=dict(per_identity=2, copies=1), recogniser=dict(epochs=1, batch=4))
     assert cemiface('pack', '--from', dev/'images', '--pairs', dev/'pairs.txt', '--to', 'dev.bin').code==0
     photos = ['--faces', 'x-*.tar', '--inquiries', 'x/train.rec', '--pairs', 'dev.bin']
     r = cemiface('run', '-r', 'lfw-cpu', *sets(small), *photos, '--identity-encoder', finished.encoder, '--out', 'run')
