@@ -76,7 +76,7 @@ def values_of(rows, *keys):
     rows = [r for r in rows if all(r.get(key) is not None for key in keys)]
     return rows, [100*r[keys[-1]] if keys[-1] == 'accuracy' else r[keys[-1]] for r in rows]
 
-# %% ../nbs/03_plots.ipynb #c20c03c3
+# %% ../nbs/03_plots.ipynb #cdc9a942
 def curve(
     lines:dict[str, list[dict]], # name -> rows, in order
     x:str='similarity', # key of the horizontal axis
@@ -90,7 +90,8 @@ def curve(
     for (name, rows), colour in zip(lines.items(), COLOURS):
         rows, heights = values_of(rows, x, y)
         error = [standard_deviation(r) for r in rows] if y == 'accuracy' else None
-        ax.errorbar([r[x] for r in rows], heights, error, marker='o', ms=4, capsize=2, color=colour, label=name)
+        ax.errorbar([r[x] for r in rows], heights, error, marker='o', ms=4, capsize=2, color=colour,
+            label=name)
         for r, height in zip(rows, heights):
             if isinstance(r.get('m'), float):
                 ax.annotate(f'{r["m"]:g}', (r[x], height), (0, 6), textcoords='offset points', ha='center',

@@ -86,32 +86,33 @@ def try_compile(
         return False
     return True
 
-# %% ../nbs/02_runtime.ipynb #c69d71d9
+# %% ../nbs/02_runtime.ipynb #caab2635
 @contextlib.contextmanager
 def workers(
     device='cpu', # elsewhere than on a processor, and where there is one thread, everything is done in turn
 ): # yields a `map` whose calls run side by side
-    "As many threads as PyTorch has, each with operations that do not split; they inherit neither autocast nor no_grad"
+    "As many threads as PyTorch has, whose operations do not split; they inherit neither autocast nor no_grad"
     n = torch.get_num_threads() if torch.device(device).type == 'cpu' else 1
     if n == 1:
         yield map
         return
     try:
         with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield pool.map
-    finally: torch.set_num_threads(n)                          # a part of that number (MKL's) belongs to all threads
+    finally: torch.set_num_threads(n)              # a part of that number (MKL's) belongs to all threads
 
-# %% ../nbs/02_runtime.ipynb #c588b891
+# %% ../nbs/02_runtime.ipynb #cbc96b3a
 def slices_of(
-    batch:int, # faces of a step in this process
-    device='cpu', # where they are computed
-    processes:int=1, # several processes have the cores to themselves
+    batch:int, # faces of a step, over all processes
+    ranks, # PartialState or Accelerator: this process's number, of how many, and its device
     least:int=16, # faces of a slice
-)->int: # number of equal slices
-    "How a training batch is cut: a slice for each thread, as long as slices are not too small"
-    if torch.device(device).type != 'cpu' or processes > 1: return 1
-    return max(k for k in range(1, torch.get_num_threads()+1) if k == 1 or batch%k == 0 and batch >= k*least)
+)->list[tuple[int, int]]: # the slices of this process, as (number, of how many)
+    "How a batch is cut: a slice for each process, or for each thread where one process has a CPU to itself"
+    n, threads = ranks.num_processes, 1
+    if ranks.device.type == 'cpu' and n == 1: threads = torch.get_num_threads()
+    per_process = max(k for k in range(1, threads+1) if k == 1 or batch%k == 0 and batch >= k*least)
+    return [(ranks.process_index+n*k, n*per_process) for k in range(per_process)]
 
-# %% ../nbs/02_runtime.ipynb #c760e36d
+# %% ../nbs/02_runtime.ipynb #c3aa4b5d
 def reset_peak(
     device='cpu', # whose memory
 ):
@@ -128,7 +129,7 @@ def peak_memory(
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../nbs/02_runtime.ipynb #c47f3cf1
+# %% ../nbs/02_runtime.ipynb #ca31265f
 def kept_bytes(
     call:Callable, # a forward pass of so many faces
 )->int: # bytes that each further face keeps for the backward pass
@@ -138,6 +139,7 @@ def kept_bytes(
         def pack(x):
             sizes.setdefault(x.untyped_storage()._cdata, x.untyped_storage().nbytes())
             return x
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): result = call(n)   # alive while they are counted
-        return sum(sizes.values())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            result = call(n)                                 # alive while the sizes are added
+        return result is not None and sum(sizes.values())
     with FakeTensorMode(allow_non_fake_inputs=True): return saved(3)-saved(2)

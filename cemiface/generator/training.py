@@ -8,7 +8,7 @@ __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'm_levels', 'StepDraws', 'draw_step', 'dr
            'training_settings', 'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'NonFinite', 'TrainingState',
            'open_training', 'backward', 'gradient_norm', 'compile_denoiser', 'train_denoiser']
 
-# %% ../../nbs/35_generator.training.ipynb #c1e0b194
+# %% ../../nbs/35_generator.training.ipynb #cde54f8f
 import json
 import math
 import os
@@ -28,8 +28,8 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, held_signals,
-    log, progress, stable_seed, write_text)
+from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION,
+    held_signals, log, progress, stable_seed, write_text)
 from ..recipe import GeneratorParts, LossConfig, TrainingConfig
 from ..runtime import processes, resolve_precision, slices_of, try_compile, workers
 from ..data.faces import FaceSet, FaceStore
@@ -107,14 +107,14 @@ def take_slice(whole, part, parts):
     "Slice `part` of `parts` equal ones, of what belongs to a batch: name -> tensor (b,...)"
     return {name: v[part::parts] for name, v in whole.items()}
 
-# %% ../../nbs/35_generator.training.ipynb #c28dfbfa
+# %% ../../nbs/35_generator.training.ipynb #cf4f762a
 def learning_rate(
     cfg:TrainingConfig, # lr, warmup, decay
     step:int, # number of the step
     steps:int, # steps in all
 )->float: # learning rate of this step
     "Constant in the paper; optionally with a warm-up and a linear decay"
-    rise = min(1, (step+1)/cfg.warmup) if cfg.warmup else 1
+    rise = min(1, (step+1)/max(1, cfg.warmup))
     fall = min(1, (steps-step)/(steps*cfg.decay)) if cfg.decay else 1
     return cfg.lr*rise*fall
 
@@ -158,7 +158,7 @@ class TrainingBatch:
     matched_count:float # how many these are in the whole batch, per slice
     directions:Tensor|None=None # standard normal, (b,D), for sphere control
 
-# %% ../../nbs/35_generator.training.ipynb #c83c815a
+# %% ../../nbs/35_generator.training.ipynb #c9a7de74
 @dataclass
 class TrainingData:
     "The batches of a training, as a function of the number of the step"
@@ -184,15 +184,19 @@ class TrainingData:
         "Slices of the batch of a step"
         draws = draw_step(self.parts, len(self.faces), step)
         normal = partial(draw_noise, seed=self.parts.seed, step=step, device=self.device)
-        b, matched = len(draws.m), max(1, int(draws.matched.sum()))
+        b, count = len(draws.m), max(1, int(draws.matched.sum()))
         whole = vars(draws) | dict(noise=normal((b, *self.faces.images.shape[1:])),
             directions=normal((b, self.embeddings.shape[2]), what='direction'))
-        return [self.gather(**take_slice(whole, part, parts), matched_count=matched/parts) for part, parts in which]
+        return [self.gather(count/parts, **take_slice(whole, part, parts)) for part, parts in which]
 
-    def gather(self, idx, mirror, matched, other, matched_count, **drawn):
-        "The faces and embeddings of a slice, with its draws"
+    def names(self, step:int)->str:
+        "Which faces are in the batch of a step, in words"
+        return self.faces.named(draw_step(self.parts, len(self.faces), step).idx)
+
+    def gather(self, matched_count, idx, mirror, matched, other, **drawn):
+        "The faces and embeddings of a slice, with what else was drawn for it"
         e = self.embeddings[mirror.long().numpy(), self.inquiry_of(idx.numpy(), other.numpy())]
-        drawn |= dict(e=torch.from_numpy(np.ascontiguousarray(e)), matched=matched.nonzero()[:, 0])
+        drawn |= dict(e=torch.tensor(e), matched=matched.nonzero()[:, 0])
         drawn = {name: v.to(self.device) for name, v in drawn.items()}
         return TrainingBatch(clean=self.store.batch(idx, mirror), matched_count=matched_count, **drawn)
 
@@ -243,11 +247,11 @@ def step_loss(
     terms = dict(loss=loss, mse=mse, match=match, s=similarity.sum()/batch.matched_count)
     return loss, {name: v.detach() for name, v in terms.items()}
 
-# %% ../../nbs/35_generator.training.ipynb #c363e9a8
+# %% ../../nbs/35_generator.training.ipynb #c25a2b9e
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
 
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high', 'm_step',
-    'control', 'inquiry', 'similarity_fraction', 'precision')
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high',
+    'm_step', 'control', 'inquiry', 'similarity_fraction', 'precision')
 
 def may_change(
     parts:GeneratorParts, # sections of the recipe
@@ -281,22 +285,22 @@ def save_checkpoint(
         torch.save(dict(format_version=FORMAT_VERSION, **state), tmp)
         if path.exists(): os.replace(path, path.with_suffix('.old'))
 
-# %% ../../nbs/35_generator.training.ipynb #c8c32143
+# %% ../../nbs/35_generator.training.ipynb #c6ec5688
 def read_checkpoint(path):
     "What a checkpoint holds, on the CPU; None where it is damaged, which is logged"
     try:
-        if zipfile.ZipFile(path).testzip() is None: return torch.load(path, map_location='cpu', weights_only=True)
+        if not zipfile.ZipFile(path).testzip(): return torch.load(path, map_location='cpu', weights_only=True)
         why = 'wrong checksum'
     except Exception as e: why = type(e).__name__
     log(f'{path} is damaged ({why}); it is left out')
 
-# %% ../../nbs/35_generator.training.ipynb #cd69f65a
+# %% ../../nbs/35_generator.training.ipynb #c590f03e
 def load_checkpoint(
     path:Path, # file to read; NAME.old beside it takes its place where it is damaged
     key:str, # fingerprint of what decides the result
     frozen:str|None=None, # fingerprint that is enough instead, to go on with other settings
 )->dict|None: # its contents, on the CPU; None where there is no file
-    "Read the newest whole checkpoint. Raises CemiFaceError for a newer format or another training, or if all are damaged"
+    "The newest whole checkpoint; CemiFaceError for a newer format or another training, or if all are damaged"
     found = [p for p in (path, path.with_suffix('.old')) if p.exists()]
     for file in found:
         state = read_checkpoint(file)
@@ -308,7 +312,7 @@ def load_checkpoint(
     them = 'it' if len(found) == 1 else 'them'
     raise CemiFaceError(f'{" and ".join(map(str, found))} cannot be read; delete {them} to start over')
 
-# %% ../../nbs/35_generator.training.ipynb #c11e6d0a
+# %% ../../nbs/35_generator.training.ipynb #cc0868c7
 @dataclass
 class TrainingLog:
     "Means over `every` steps, appended to a JSON-lines file by the main process"
@@ -320,7 +324,7 @@ class TrainingLog:
 
     def __post_init__(self):
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith('}')]     # a kill may have cut the last one
+        rows = [json.loads(line) for line in lines if line.endswith('}')]   # a kill may have cut the last one
         self.rows = [row for row in rows if row['step'] <= self.step]
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -348,6 +352,7 @@ class TrainingLog:
         row = dict(step=step, **{name: round(float(v)/count, 5) for name, v in sums.items()}, **more)
         self.rows.append(row)
         self.pending = {}, 0
+        self.accelerator.log(row, step)
         if self.accelerator.is_main_process:
             with self.path.open('a') as f: f.write(json.dumps(row)+'\n')
         return row
@@ -383,7 +388,7 @@ class NonFinite:
                             f'with the faces {self.named(step)}; the checkpoint holds the last good state; '
                             'lower training.lr or loss.lam, or look at these faces')
 
-# %% ../../nbs/35_generator.training.ipynb #c46c7af0
+# %% ../../nbs/35_generator.training.ipynb #cd87fb6a
 @dataclass
 class TrainingState:
     "What a training computes with and changes"
@@ -405,35 +410,34 @@ class TrainingState:
         self.optimiser.zero_grad()
         self.average.step(self.denoiser.parameters())
 
-    def save(self, path:Path, step:int, sums:dict, count:int):
+    def save(self, path:Path, step:int, pending:tuple):
         "A checkpoint after `step` steps, with what the log has not written, by the main process"
         if not self.accelerator.is_main_process: return
-        average = {name: v for name, v in self.average.state_dict().items() if v is not None}
-        log = {name: v.cpu() for name, v in sums.items()}, count
-        save_checkpoint(path, step=step, log=log, weights=self.denoiser.state_dict(),
-            optimiser=self.optimiser.state_dict(), average=average, **self.keys)
+        save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
+            optimiser=self.optimiser.state_dict(), average=self.average.state_dict(), **self.keys)
 
     def finish(self)->Denoiser:
         "The averaged denoiser, on the CPU"
         self.average.copy_to(self.denoiser.parameters())
         self.denoiser.unet._compiled_call_impl = None
-        for tracker in self.accelerator.trackers: tracker.finish()    # end_training would end the process group, too
+        for tracker in self.accelerator.trackers: tracker.finish()  # end_training ends the process group, too
         self.accelerator.wait_for_everyone()
         return self.denoiser.cpu().eval().requires_grad_(False)
 
-# %% ../../nbs/35_generator.training.ipynb #c485f150
+# %% ../../nbs/35_generator.training.ipynb #c808f221
 def open_accelerator(config, out, cpu)->Accelerator:
     "Processes, device and precision of a training; raises CemiFaceError for a batch that they cannot share"
     ranks, tracker = processes(cpu), None if config.tracker == 'none' else config.tracker
     if config.batch%ranks.num_processes:
-        raise CemiFaceError(f'training.batch = {config.batch} must be a multiple of the {ranks.num_processes} processes')
+        raise CemiFaceError(f'training.batch = {config.batch} must be a multiple of the '
+                            f'{ranks.num_processes} processes')
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=ranks.device.type == 'cpu', project_dir=str(out), log_with=tracker,
         mixed_precision=resolve_precision(config.precision, ranks.device))
     if tracker: accelerator.init_trackers('cemiface', {})
     return accelerator
 
-# %% ../../nbs/35_generator.training.ipynb #cd73614e
+# %% ../../nbs/35_generator.training.ipynb #ca50c4ba
 def open_training(
     faces:FaceSet, # faces to learn from
     identity_encoder:FaceEncoder, # frozen E_id
@@ -445,31 +449,32 @@ def open_training(
 )->TrainingState:
     "New weights, or those of the checkpoint where there is one, and all that trains them"
     config, accelerator = parts.training, open_accelerator(parts.training, out, cpu)
+    device, size, dim = accelerator.device, faces.images.shape[-1], identity_encoder.config.dim
     torch.manual_seed(stable_seed(parts.seed, 'weights'))
-    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, faces.images.shape[-1])
+    denoiser = build_denoiser(parts.unet, parts.condition, dim, size)
     if start:
         try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
         except RuntimeError as e:
-            raise CemiFaceError(f'the generator to begin with does not fit the recipe:{str(e).splitlines()[1]} '
-                'give it the same sections unet and condition, and an E_id of the same width') from None
+            why = str(e).splitlines()[1].strip()
+            raise CemiFaceError(f'the generator to begin with does not fit the recipe: {why} Give it the '
+                                'same sections unet and condition, and an E_id of the same width') from None
     settings = partial(training_settings, faces, identity_encoder, parts, start=start and start.fingerprint)
     keys = dict(key=fingerprint(settings()), frozen=fingerprint(settings(changing=False)))
     old = load_checkpoint(out/'checkpoint.pt', keys['key'], keys['frozen'] if force else None)
     if old: denoiser.load_state_dict(old['weights'])
 
-    device, n = accelerator.device, accelerator.num_processes
     if device.type == 'cuda': denoiser.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(denoiser.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    weights = list(denoiser.parameters())
+    optimiser = torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
     net, optimiser = accelerator.prepare(denoiser, optimiser)
-    average = EMAModel(denoiser.parameters(), decay=config.ema_max, use_ema_warmup=True, power=.75, foreach=True)
+    average = EMAModel(weights, decay=config.ema_max, use_ema_warmup=True, power=.75, foreach=True)
     if old:
         optimiser.load_state_dict(old['optimiser'])
         average.load_state_dict(old['average'])
     average.to(device)
     loss_of = accelerator.autocast()(partial(step_loss, net, identity_encoder.folded().to(device),
         make_scheduler(parts.schedule), config=parts.loss, control=config.control))
-    slices = slices_of(config.batch//n, device, n)
-    which = [(accelerator.process_index+n*k, n*slices) for k in range(slices)]
+    which = slices_of(config.batch, accelerator)
     step, pending = (old['step'], old['log']) if old else (0, ({}, 0))
     return TrainingState(accelerator, net, denoiser, optimiser, average, loss_of, which, keys, step, pending)
 
@@ -515,7 +520,7 @@ def told_to_any(accelerator, step, *flags)->list[bool]:
     if accelerator.num_processes > 1 and step%8: return [False]*len(flags)
     return [any(o) for o in zip(*gather_object([flags]))]
 
-# %% ../../nbs/35_generator.training.ipynb #c9072c9f
+# %% ../../nbs/35_generator.training.ipynb #c11c86c3
 def train_denoiser(
     faces:FaceSet, # faces to learn from; labels are used where training.inquiry = 'another' only
     identity_encoder:FaceEncoder, # frozen E_id
@@ -524,18 +529,17 @@ def train_denoiser(
     cpu:bool=False, # stay on the CPU even if there is a GPU
     cache=None, # folder of cached embeddings
     force:bool=False, # go on from a checkpoint of other settings, as far as they may change
-    start=None, # generator (with unet and condition) to begin with; by default the weights are random
+    start=None, # generator to begin with; by default the weights are random
 )->tuple[Denoiser, list[dict]]: # the averaged denoiser on the CPU, and the rows of the log
-    "Algorithm 1, resuming from `out`; CemiFaceError if `start` does not fit or too many gradients are not finite"
+    "Algorithm 1, resumed from `out`. Raises CemiFaceError if too many gradients are not finite"
     config, out, steps = parts.training, Path(out), steps_in_all(parts.training, len(faces))
     state = open_training(faces, identity_encoder, parts, out, cpu, force, start)
-    accelerator = state.accelerator
-    data = TrainingData(faces, identity_encoder, parts, accelerator.device, cache)
-    rows, saved = TrainingLog(out/'log.jsonl', accelerator, state.step, state.pending), time.monotonic()
-    guard = NonFinite(accelerator, config.max_skipped, lambda step: faces.named(draw_step(parts, len(faces), step).idx))
+    data = TrainingData(faces, identity_encoder, parts, state.accelerator.device, cache)
+    rows = TrainingLog(out/'log.jsonl', state.accelerator, state.step, state.pending)
+    guard, saved = NonFinite(state.accelerator, config.max_skipped, data.names), time.monotonic()
     if config.compile: compile_denoiser(state, data.slices(0, state.which))
-    if steps < 3*config.warmup and accelerator.is_main_process:
-        log(f'steps in all: {steps}, and the learning rate rises over {config.warmup}: little will be learnt; raise training.epochs')
+    if steps < 3*config.warmup and state.accelerator.is_main_process:
+        log(f'{steps} steps, with a warm-up of {config.warmup}: little will be learnt; raise training.epochs')
     bar = progress(steps*config.batch, 'training the generator', 'img', initial=state.step*config.batch)
     with held_signals() as told_to_stop, bar:
         for step, slices in prefetch(partial(data.slices, which=state.which), range(state.step, steps)):
@@ -549,18 +553,16 @@ def train_denoiser(
 
             # the log: sums stay on the device until a row is due
             last = step+1 == steps
-            row = rows.add(step+1, {name: v.masked_fill(bad, 0) for name, v in terms.items()}, last, lr=rate)
+            row = rows.add(step+1, {k: v.masked_fill(bad, 0) for k, v in terms.items()}, last, lr=rate)
             bar.update(config.batch)
-            if row:
-                guard.check()
-                bar.set_postfix(loss=row['loss'])
-                accelerator.log(row, step+1)
+            if row: bar.set_postfix(loss=row['loss'])
 
             # a checkpoint: now and then, at the end, and before a signal ends the program
-            stop, due = told_to_any(accelerator, step, told_to_stop(), time.monotonic()-saved >= 60*config.checkpoint_minutes)
+            due = time.monotonic()-saved >= 60*config.checkpoint_minutes
+            stop, due = told_to_any(state.accelerator, step, told_to_stop(), due)
+            if row or stop or due: guard.check()
             if stop or due or last:
-                guard.check()
-                state.save(out/'checkpoint.pt', step+1, *rows.settle())
+                state.save(out/'checkpoint.pt', step+1, rows.settle())
                 saved = time.monotonic()
             if stop: break
     return state.finish(), rows.rows
