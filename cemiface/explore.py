@@ -156,7 +156,7 @@ def curve_picture(
     fig.savefig(png)
     return png.getvalue()
 
-# %% ../nbs/80_explore.ipynb #cdd88ff4
+# %% ../nbs/80_explore.ipynb #c5f67f1d
 def face_code(
     faces:FaceSet, # inquiries
     i:int, # number of the face
@@ -179,7 +179,8 @@ def row_code(
     folder = pipeline.name_or_path
     load = '# pipe is the generator that was explored; it lies in no folder'
     if folder:
-        load = f'from cemiface.generator.pipeline import load_generator\npipe = load_generator({str(folder)!r})'
+        load = 'from cemiface.generator.pipeline import load_generator\n'
+        load += f'pipe = load_generator({str(folder)!r})'
     arguments = ', '.join(f'{name}={value!r}' for name, value in settings.arguments(n).items())
     return f'''from base64 import b64decode
 from io import BytesIO
@@ -363,7 +364,7 @@ def save(self:Explorer,
     self.caption.value = f'The row is in {html.escape(str(path))}.'
     return path
 
-# %% ../nbs/80_explore.ipynb #c8de5d06
+# %% ../nbs/80_explore.ipynb #c8dc774c
 def explore(
     pipeline:CemiFacePipeline, # generator
     faces, # inquiry faces to choose from: a FaceSet, or anything that `as_faces` takes
@@ -372,7 +373,7 @@ def explore(
     n:int=6, # faces in a row
     steps:int=10, # sampling steps at first
 )->Explorer: # a widget, shown by a notebook when it is the last value of a cell
-    "See what m, control, steps, guidance and seed do to a face; raises CemiFaceError for a value out of range"
+    "See what m, control, steps, guidance and seed do to a face; raises CemiFaceError for one out of range"
     faces = faces if isinstance(faces, FaceSet) else FaceSet(faces)
     if not len(faces): raise CemiFaceError('there is no face to explore; give at least one')
     pipeline.resolve(SetRequest(m, control=control, sampling=SamplingConfig(steps)))  # refuses a bad start

@@ -6,7 +6,7 @@
 __all__ = ['EXIF_TURNS', 'MIN_SIDE', 'MAX_PIXELS', 'FORMATS', 'to_float', 'to_uint8', 'save_image', 'to_rgb', 'exif_turn',
            'picture_to_bytes', 'decode_image', 'as_faces', 'FaceSet', 'FaceStore', 'PairSet']
 
-# %% ../../nbs/12_data.faces.ipynb #ca8c5518
+# %% ../../nbs/12_data.faces.ipynb #ce0b5d21
 import collections
 import functools
 import hashlib
@@ -25,8 +25,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import (
-    atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, progress, read_json, stable_seed, write_json)
+from cemiface.core import (
+    atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, progress, read_json, stable_seed,
+    write_json)
 from ..plots import face_grid
 from .formats import Entry, pair_files, read_pairs, scan_folder
 from .packed import pair_people, read_bin, scan
@@ -190,7 +191,7 @@ def decode_many(
     if bad: log(f'{len(bad)} of {len(files)} images in {root} are left out')
     return bad
 
-# %% ../../nbs/12_data.faces.ipynb #cba10ce3
+# %% ../../nbs/12_data.faces.ipynb #ce94fc50
 def _check_shape(faces):
     "Refuse anything but a batch of colour images"
     shape = tuple(faces.shape)
@@ -198,7 +199,7 @@ def _check_shape(faces):
         raise CemiFaceError(f'faces are bytes or floats of shape (n,3,h,w), not of shape {shape}')
 
 def as_faces(
-    faces, # a FaceSet, an array or tensor (n,3,h,w) of bytes or of floats in [-1,1], one or more Pillow images
+    faces, # a FaceSet, an array or tensor (n,3,h,w) of bytes or of floats in [-1,1], or Pillow images
     size:int|None=None, # side wanted, in pixels; None keeps the size
 )->Tensor: # float32 (n,3,h,w) in [-1,1]
     "Faces of any kind as floats. Raises CemiFaceError for another shape or range, or for several sizes"
@@ -216,7 +217,7 @@ def as_faces(
     if size is None or x.shape[2:] == (size, size): return x
     return F.interpolate(x, (size, size), mode='bilinear', antialias=True)
 
-# %% ../../nbs/12_data.faces.ipynb #c935e60e
+# %% ../../nbs/12_data.faces.ipynb #c6916d0f
 class FaceSet(Dataset):
     "Face images as bytes with their identities"
     def __init__(self,
@@ -251,11 +252,6 @@ class FaceSet(Dataset):
         where = f', from {self.root}' if self.root else ''
         return f'{len(self)} faces {who}, {self.images.shape[3]}x{self.images.shape[2]}{where}'
 
-    @property
-    def identities(self)->int:
-        "Number of identities, 0 when unlabelled"
-        return len(self.names)
-
     @functools.cached_property
     def fingerprint(self)->str:
         "sha256 of the pixels alone, computed once: embeddings are valid as long as the pixels are the same"
@@ -263,7 +259,12 @@ class FaceSet(Dataset):
         for i in range(0, len(self), 1024): digest.update(np.ascontiguousarray(self.images[i:i+1024]))
         return digest.hexdigest()
 
-# %% ../../nbs/12_data.faces.ipynb #ca6171fa
+# %% ../../nbs/12_data.faces.ipynb #cc369bb9
+@patch(as_prop=True)
+def identities(self:FaceSet)->int:
+    "Number of identities, 0 when unlabelled"
+    return len(self.names)
+
 @patch
 def batch(self:FaceSet,
     rows, # numbers, a mask or a slice
@@ -336,12 +337,12 @@ def save(self:FaceSet,
             written[label] += 1
     return folder
 
-# %% ../../nbs/12_data.faces.ipynb #c33deec7
+# %% ../../nbs/12_data.faces.ipynb #cc1a169c
 class FaceStore:
     "The bytes of a set, where batches are gathered fastest"
     def __init__(self,
         images:np.ndarray, # uint8, (n,3,h,w); an array or a memory map
-        device='cpu', # where batches are wanted; a GPU keeps all faces that fit into a third of its free memory
+        device='cpu', # where batches are wanted; a GPU keeps faces that fit into a third of its free memory
     ):
         self.device = torch.device(device)
         with warnings.catch_warnings(action='ignore'):  # of a read-only memory map
@@ -414,10 +415,10 @@ def _read_entries(entries, root, size, cache=None, max_bad=.01, workers=None):
     names, labels = ([], None) if None in who else np.unique(who, return_inverse=True)
     return FaceSet(images, labels, list(map(str, names)), [o.name for o in entries], root)
 
-# %% ../../nbs/12_data.faces.ipynb #ce46c00d
+# %% ../../nbs/12_data.faces.ipynb #c92a68eb
 @patch(cls_method=True)
 def open(cls:FaceSet,
-    source:str|Path, # folder ROOT/IDENTITY/*.jpg or flat, FILE.rec, FILE.tar, FILE-{000..012}.tar or FILE-*.tar
+    source:str|Path, # folder (IDENTITY/*.jpg or flat), FILE.rec, FILE.tar, FILE-{000..012}.tar or FILE-*.tar
     size:int, # side in pixels
     max_bad:float=.01, # fraction of bad images that is accepted, 0 to 1
     cache:str|Path|None=None, # a .npy file to keep the decoded images in
@@ -506,9 +507,9 @@ def from_files(cls:PairSet,
     (left, right), (person_left, person_right) = np.reshape(rows, (-1, 2)).T, np.reshape(people, (-1, 2)).T
     return PairSet(images, left, right, same, folds, person_left, person_right, path.stem)
 
-# %% ../../nbs/12_data.faces.ipynb #c2f03bce
+# %% ../../nbs/12_data.faces.ipynb #ce011ded
 def _same_pairs(groups, n, rng):
-    "n pairs of rows within groups (one array of rows each), in turns, none twice; fewer where there are no more"
+    "n pairs of rows within groups (arrays of rows), in turns, none twice; fewer where there are no more"
     counts, turns = np.array([len(g)*(len(g)-1)//2 for g in groups]), 1
     while np.minimum(counts, turns).sum() < min(n, counts.sum()): turns += 1
     pairs = []
