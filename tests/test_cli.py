@@ -37,7 +37,7 @@ def test_run(finished):
 
 def test_run_of_photos(cemiface, finished, dev, tmp_path):
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[.9]),
-        generation=dict(per_identity=2, copies=1, steps=2, batch=8), recogniser=dict(epochs=1, batch=4))
+        sampling=dict(steps=2, batch=8), generation=dict(per_identity=2, copies=1), recogniser=dict(epochs=1, batch=4))
     args = ['run', '-r', 'lfw-cpu', *sets(small), '--faces', finished.faces, '--identity-encoder', finished.encoder,
         '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'run']
     assert cemiface(*args, stop=dict(event='os.rename', pattern=r'/cache/faces\.json$')).code==-9     # between the two files of the cache
@@ -66,8 +66,8 @@ def test_dry_run_and_recipes(cemiface, tmp_path):
     assert {'toy', 'lfw-cpu', 'lfw'} <= set(listed) and cemiface('recipes').out.count('\n')==len(listed)
     shown = cemiface('recipes', 'toy').out
     (tmp_path/'mine.toml').write_text(shown)
-    r = cemiface('run', '-r', 'mine.toml', '-s', 'generation.steps=7', '--dry-run', '--json')
-    assert as_json(r.out)['generation']['steps']==7 and r.err==''
+    r = cemiface('run', '-r', 'mine.toml', '-s', 'sampling.steps=7', '--dry-run', '--json')
+    assert as_json(r.out)['sampling']['steps']==7 and r.err==''
     assert cemiface('run', '-r', 'mine.toml', '--dry-run').out==shown
     assert list(contents(tmp_path))==['mine.toml']
 
@@ -141,7 +141,7 @@ def test_analyse(cemiface, finished):
     for k in ('similarity_to_inquiry', 'within_identity', 'between_identity'): assert abs(d[k]['mean']-mine[k]['mean']) < 1e-5
 
 def test_bench(cemiface, tmp_path):
-    small = ['bench', '-r', 'toy', '-s', 'generation.steps=2', '--batch', 4, '--repeats', 1]
+    small = ['bench', '-r', 'toy', '-s', 'sampling.steps=2', '--batch', 4, '--repeats', 1]
     r = cemiface(*small, '--size', 16, '--compare', 'naive', '--json')
     assert r.code==0 and r.err=='', r
     d = as_json(r.out)

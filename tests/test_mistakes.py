@@ -177,14 +177,14 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, calls, tmp_path, verb,
 # Recipes and arguments
 
 @pytest.mark.parametrize('values, words', [
-    ('generation.setps=3', 'unknown key "generation.setps" did "generation.steps"?'), ('steps=3', 'unknown key "steps"'),
+    ('generation.setps=3', 'unknown key "generation.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
     ('generate.steps=3', 'unknown key "generate'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value'),
-    ('generation.steps="many"', 'generation.steps whole number'), ('generation.steps=2.5', 'generation.steps whole number'),
+    ('sampling.steps="many"', 'sampling.steps whole number'), ('sampling.steps=2.5', 'sampling.steps whole number'),
     ('study.scalar=1', 'study.scalar list'), ('toy=3', 'toy table'), ('training.precision=bf32', 'training.precision "bf16"'),
     ('study.scalar=[0,2]', 'study.scalar [-1, 1]'), ('study.sphere=[-1.01]', 'study.sphere [-1, 1]'),
     ('training.m_low=-2', 'training.m_low [-1, 1]'), ('training.m_low=1 training.m_high=-1', 'training.m_low training.m_high'),
-    ('schedule.steps=0', 'schedule.steps outside'), ('generation.steps=0', 'generation.steps outside'),
-    ('generation.steps=-5', 'generation.steps outside'), ('generation.steps=1001', 'steps 1001 1000'), ('schedule.steps=1', 'steps 2 1'),
+    ('schedule.steps=0', 'schedule.steps outside'), ('sampling.steps=0', 'sampling.steps outside'),
+    ('sampling.steps=-5', 'sampling.steps outside'), ('sampling.steps=1001', 'steps 1001 1000'), ('schedule.steps=1', 'steps 2 1'),
     ('training.epochs=nan', 'training.epochs'), ('recogniser.schedule="step"', 'recogniser.decay_epochs 26'),
     ('recogniser.crop_scale=[1.0]', 'crop_scale'), ('unet.channels=[]', 'unet.channels'), ('unet.groups=7', 'unet.channels unet.groups 7'),
     ('faces.size=25', 'faces.size 25 unet.patch'), ('inquiries.source="synthetic" condition.dropout=0', 'inquiries.source condition.dropout')])
