@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
-from ..recipe import changed, Inputs, Recipe, volumes_of, whole
+from ..recipe import changed, Inputs, Recipe, volumes_of, union_of
 from ..runtime import hardware, kept_bytes, peak_memory
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
@@ -37,7 +37,7 @@ def workload(
     "What a run computes, stage by stage"
     g, c, seeds, steps = r.generation, r.recogniser, r.study.seeds, steps_in_all(r.training, images)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, baseline = int(whole(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
+    drawn, baseline = int(union_of(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
     trained = {name.strip() or 'own volume': (sets, int(k.sum())+len(k)*g.copies) for name, k in volumes.items()}
     if labelled: trained['real photos'] = 1, min(images, baseline)
     trained['copies of the inquiries'] = 1, baseline
@@ -108,7 +108,7 @@ def disk(
     "What a run leaves on the disk, and what it needs beside while it trains"
     denoiser, _, backbone = weight_bytes(r, arch)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, recognisers = sets*int(whole(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
+    drawn, recognisers = sets*int(union_of(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
     return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser, checkpoints=2*4*denoiser,
         sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE, recognisers=recognisers*backbone)
 
@@ -216,7 +216,7 @@ def dry_run(
     source = 'measured by bench' if rates else 'of the few steps of this dry run, starting up included: far too slow'
     stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
-    need = memory(r, arch, max(people, len(whole(volumes_of(r)))), processes)
+    need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes)
     return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about, faces=dict(images=images, identities=people),
         processes=processes, stages=stages, hours=sum(o['hours'] for o in stages), rates=source,
         memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},

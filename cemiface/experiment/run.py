@@ -22,7 +22,7 @@ import torch
 from cemiface.core import (
     atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder, versions, write_json,
     write_text)
-from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, volumes_of, whole
+from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, volumes_of, union_of
 from ..runtime import default_device, hardware
 from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
@@ -221,7 +221,7 @@ def load_or_choose_inquiries(
 )->FaceSet: # one face per identity
     "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
-    n = len(whole(volumes_of(r)))
+    n = len(union_of(volumes_of(r)))
     def choose():
         faces = candidate_faces(ctx, pipe, train)
         known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
@@ -260,7 +260,7 @@ def generated_sets(
 )->list[ComparedSet]:
     "One labelled set per control and m, in every volume"
     r, volumes = ctx.recipe, volumes_of(ctx.recipe)
-    counts = tuple(whole(volumes)[:len(inquiries)])
+    counts = tuple(union_of(volumes)[:len(inquiries)])
     sets = []
     for control in ('scalar', 'sphere'):
         for m in getattr(r.study, control):
@@ -270,7 +270,7 @@ def generated_sets(
             for volume, part in volumes.items():
                 own = part_of(faces, part[:len(inquiries)])
                 asked = inquiries.subset(range(own.identities))
-                sets.append(ComparedSet(name+volume, 'generated', own, control, m, asked, volume.strip()))
+                sets.append(ComparedSet(f'{name} {volume}'.strip(), 'generated', own, control, m, asked, volume))
     return sets
 
 # %% ../../nbs/71_experiment.run.ipynb #c31c8e0e
