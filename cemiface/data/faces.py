@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 from cemiface.core import (
     atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, progress, read_json, stable_seed,
     write_json)
-from ..plots import face_grid
 from .formats import Entry, pair_files, read_pairs, scan_folder
 from .packed import pair_people, read_bin, scan
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from ..core import atomic_path, CemiFaceError, log, write_text
 from .formats import (
-    Entry, find_inquiries, IMAGE_SUFFIXES, inside, is_whole_number, list_folder, number_in_order, Pairs,
+    Entry, find_inquiries, IMAGE_SUFFIXES, inside, is_whole_number, list_folder, number_in_order,
     pairs_text, read_columns, read_pairs, reading, scan_folder, write_metadata)
 
 # %% ../../nbs/11_data.packed.ipynb #c89a23bc

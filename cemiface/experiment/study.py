@@ -30,7 +30,8 @@ from ..core import (
 from ..recipe import changed, PACKAGE, Inputs, load_recipe, load_toml, Recipe, recipes, volume_counts
 from ..runtime import hardware, resolve_precision
 from ..plots import bars
-from ..data.faces import face_grid, to_float
+from ..plots import face_grid
+from ..data.faces import to_float
 from ..generator.training import steps_in_all
 from ..recognition.verification import holm
 from .bench import generate_job, measure, recogniser_job, Setting, train_job
