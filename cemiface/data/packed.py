@@ -380,14 +380,14 @@ def check_instructions(raw): # a pickle
             raise ValueError('its memory is out of order')  # the unpickler makes room for as many objects
         stored += 'PUT' in name or name == 'MEMOIZE'
 
-# %% ../../nbs/11_data.packed.ipynb #c53b9a12
+# %% ../../nbs/11_data.packed.ipynb #ce82f267
 def raw_bytes(data, *_): # what a pickle calls the bytes of an array; then dtype, shape and order
     "Its bytes; TypeError when it has none. (`bytes(n)` would make n zeros of a number.)"
     return bytes(memoryview(data))
 
 class ByteType:
     "Stands in for a numpy dtype of bytes or truth values; ValueError for any other"
-    def __init__(self, name, *_):
+    def __init__(self, name, *_): # 'u1' or '|u1', in Python 2 as bytes
         if name[-2:] not in ('u1', 'b1', b'u1', b'b1'): raise ValueError(f'it holds an array of {name}')
     def __setstate__(self, state): pass
 
@@ -396,7 +396,7 @@ class ByteArray:
     def __init__(self, *_): self.raw = b''
     def __setstate__(self, state): self.raw = raw_bytes(state[4])
 
-# %% ../../nbs/11_data.packed.ipynb #cd86410f
+# %% ../../nbs/11_data.packed.ipynb #cfd5db36
 STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
     'numpy.core.multiarray _reconstruct': ByteArray,
     'numpy.core.multiarray scalar': lambda dtype, raw: raw_bytes(raw)[0],
@@ -405,7 +405,8 @@ STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
 
 class PairsUnpickler(pickle.Unpickler):
     "Knows the stand-ins and nothing else"
-    def find_class(self, module, name):
+    def find_class(self, module, name): # as the pickle gives them
+        "The stand-in; PermissionError where there is none"
         key = f'{module} {name}'.replace('numpy._core.', 'numpy.core.')
         if key not in STAND_INS: raise PermissionError(f'{module}.{name}')
         return STAND_INS[key]
