@@ -23,13 +23,13 @@ from torchvision.ops import Conv2dNormActivation
 from ..core import CemiFaceError
 from ..data.align import import_path
 
-# %% ../../nbs/20_encoders.backbones.ipynb #ccdc0270
+# %% ../../nbs/20_encoders.backbones.ipynb #cb84dca2
 def unit(
     e, # embeddings, (..., d), numpy or torch
 ): # the same directions with length 1, (..., d)
     "Divide embeddings by their Euclidean length."
     if isinstance(e, Tensor): return F.normalize(e, dim=-1)
-    return e/np.maximum(np.linalg.norm(e, axis=-1, keepdims=True), 1e-12)
+    return e/np.linalg.norm(e, axis=-1, keepdims=True).clip(1e-12)
 
 def cosine(
     a, # embeddings, (..., d), numpy or torch

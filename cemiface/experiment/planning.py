@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
-from ..recipe import changed, Inputs, Recipe, volumes_of, whole
+from ..recipe import changed, Inputs, Recipe, volumes_of, union_of
 from ..runtime import hardware, kept_bytes, peak_memory
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
@@ -28,16 +28,16 @@ from ..recognition.training import HEADS
 from .run import check_files, check_recipe, run
 from .bench import measure
 
-# %% ../../nbs/73_experiment.planning.ipynb #c73f62f6
+# %% ../../nbs/73_experiment.planning.ipynb #caa8baca
 def workload(
     r:Recipe, # to be planned
     images:int, # training photos
     labelled:bool=True, # do they have identities (for the real-data baseline)?
-)->list[dict]: # stage, work (as in bench), amount in images, steps
+): # rows with stage, work (as in bench), amount in images, steps
     "What a run computes, stage by stage"
     g, c, seeds, steps = r.generation, r.recogniser, r.study.seeds, steps_in_all(r.training, images)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, baseline = int(whole(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
+    drawn, baseline = int(union_of(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
     trained = {name.strip() or 'own volume': (sets, int(k.sum())+len(k)*g.copies) for name, k in volumes.items()}
     if labelled: trained['real photos'] = 1, min(images, baseline)
     trained['copies of the inquiries'] = 1, baseline
@@ -50,11 +50,11 @@ def workload(
     rows.append(('judging photos and sets', 'embed', images+sets*drawn, None))
     return [dict(zip(('stage', 'work', 'amount', 'steps'), row)) for row in rows]
 
-# %% ../../nbs/73_experiment.planning.ipynb #c7d0c25e
+# %% ../../nbs/73_experiment.planning.ipynb #c6662aa5
 def networks_of(
     r:Recipe, # to be planned
     arch:str, # of E_id
-)->tuple: # Denoiser, E_id, backbone of a recogniser
+): # Denoiser, E_id, backbone of a recogniser
     "The networks of a run, untrained"
     size, c = r.faces.size, r.recogniser
     denoiser = build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
@@ -63,17 +63,17 @@ def networks_of(
 def weight_bytes(
     r:Recipe, # to be planned
     arch:str, # of E_id
-)->list[int]: # bytes of each of networks_of
+): # bytes of each of networks_of
     "What the weights take in float32"
     with torch.device('meta'): return [4*sum(p.numel() for p in net.parameters()) for net in networks_of(r, arch)]
 
-# %% ../../nbs/73_experiment.planning.ipynb #c3dfcc26
+# %% ../../nbs/73_experiment.planning.ipynb #cce87a90
 def memory(
     r:Recipe, # to be planned
     arch:str, # of E_id
     classes:int, # identities of the largest set
     processes:int=1, # that share a batch
-)->dict[str, dict]: # for the generator and the recogniser: bytes that a process needs, by what for
+): # dict: for the generator and the recogniser: bytes that a process needs, by what for
     "Memory of training on each GPU, computed"
     size, c = r.faces.size, r.recogniser
     def generator_loss(n):
@@ -95,7 +95,7 @@ def memory(
     moments = 1 if c.optimiser == 'sgd' else 2
     return dict(generator=generator, recogniser=training(backbone+4*classes*c.dim, moments, recogniser_loss, c.batch))
 
-# %% ../../nbs/73_experiment.planning.ipynb #ce118c23
+# %% ../../nbs/73_experiment.planning.ipynb #ce4e0a8c
 MANIFEST_LINE = 260      # bytes, about: a hash of 64 and a path are most of it
 
 def disk(
@@ -104,17 +104,17 @@ def disk(
     picture:float, # bytes of an encoded face of this size
     arch:str='ir50', # of E_id
     dims:int=1024, # width of E_id's embedding and of the judge's, added up
-)->dict[str, int]: # bytes, by what for
+): # dict of bytes, by what for
     "What a run leaves on the disk, and what it needs beside while it trains"
     denoiser, _, backbone = weight_bytes(r, arch)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, recognisers = sets*int(whole(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
+    drawn, recognisers = sets*int(union_of(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
     return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser, checkpoints=2*4*denoiser,
         sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE, recognisers=recognisers*backbone)
 
-# %% ../../nbs/73_experiment.planning.ipynb #c30f8d53
+# %% ../../nbs/73_experiment.planning.ipynb #cf611d9d
 def rate_of(
-    rates:dict, # what `cemiface bench --json` printed
+    rates, # what `cemiface bench --json` printed
     work:str, # train, sample, generate, recogniser or embed
     size:int, # side of the faces in pixels
     steps:int=20, # sampling steps, for generate
@@ -127,11 +127,11 @@ def rate_of(
     return row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
 
 def priced(
-    stages:list[dict], # from workload
-    rates:dict, # what `cemiface bench --json` printed
+    stages, # from workload
+    rates, # what `cemiface bench --json` printed
     r:Recipe, # which was planned
     processes:int=1, # that share the work
-)->list[dict]: # the same, with rate (images a second of a process) and hours
+): # the same, with rate (images a second of a process) and hours
     "What each stage will take; raises CemiFaceError for a rate that was not measured"
     rows = []
     for o in stages:
@@ -170,12 +170,12 @@ def sample_photos(
     write_text(to/'pairs.txt', '2\t1\nA\t1\t2\nA\t1\tB\t1\nC\t1\t2\nC\t1\tD\t1\n')      # as LFW's: two folds of one pair of each kind
     return faces
 
-# %% ../../nbs/73_experiment.planning.ipynb #cf7c577a
+# %% ../../nbs/73_experiment.planning.ipynb #cc9c04ad
 def trial(
     r:Recipe, # to be tried
     inputs:Inputs, # of which faces are needed; E_id is untrained where it is missing
     cpu:bool=False, # stay on the CPU
-)->dict: # seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
+): # dict: seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
     "Run the miniature of a recipe in a temporary folder"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
@@ -194,14 +194,14 @@ def trial(
         picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware(),
         rates=dict(rows=[dict(work=work, size=r.faces.size, rate=rate, steps=2) for work, rate in rates.items()]))
 
-# %% ../../nbs/73_experiment.planning.ipynb #c8e5a87f
+# %% ../../nbs/73_experiment.planning.ipynb #cc753a84
 def dry_run(
     r:Recipe, # to be planned
     inputs:Inputs, # faces at least; the rest is checked where it is given
     rates:dict|None=None, # what `cemiface bench --json` printed; by default those of the trial
     cpu:bool=False, # stay on the CPU
     processes:int=1, # that will share the work
-)->dict: # faces, stages with hours, memory, disk, trial
+): # dict: faces, stages with hours, memory, disk, trial
     "Plan a run and try all its stages, outside the run's folder; raises CemiFaceError for what would stop it later"
     if r.faces.source == 'toy':
         raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
@@ -216,15 +216,15 @@ def dry_run(
     source = 'measured by bench' if rates else 'of the few steps of this dry run, starting up included: far too slow'
     stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
-    need = memory(r, arch, max(people, len(whole(volumes_of(r)))), processes)
+    need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes)
     return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about, faces=dict(images=images, identities=people),
         processes=processes, stages=stages, hours=sum(o['hours'] for o in stages), rates=source,
         memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
         disk=disk(r, images, tried['picture_bytes'], arch, dims), trial=tried)
 
-# %% ../../nbs/73_experiment.planning.ipynb #cf8442a1
+# %% ../../nbs/73_experiment.planning.ipynb #c27bf79b
 def plan_table(
-    p:dict, # from dry_run
+    p, # from dry_run
 )->str:
     "A plan in words"
     def size(b): return f'{b/1e9:,.1f} GB' if b > 1e8 else f'{b/1e6:,.1f} MB'

@@ -22,21 +22,21 @@ from ..recognition.verification import plot_roc, roc
 from ..analysis.similarity import file_of
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
-# %% ../../nbs/70_experiment.report.ipynb #c27b2148
+# %% ../../nbs/70_experiment.report.ipynb #ca46fd4c
 FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1'      # what the judge says of a set
 
 def sets_of(
-    rows:list[dict], # sets of results.json
+    rows, # sets of results.json
     control:str, # `scalar` or `sphere`
-)->list[dict]: # its generated sets, or none
+): # its generated sets, or none
     "The sets of one control; a face of m = 1 belongs to both"
     sets = [r for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
     return sets if any(r['control'] == control for r in sets) else []
 
-# %% ../../nbs/70_experiment.report.ipynb #c057b036
+# %% ../../nbs/70_experiment.report.ipynb #c9486baf
 def rank_correlations(
-    rows:list[dict], # sets of results.json
-)->dict: # per control: Spearman's rank correlation, and the range of achieved similarity
+    rows, # sets of results.json
+): # per control: Spearman's rank correlation, and the range of achieved similarity
     "Does the achieved similarity follow the requested one? Controls with fewer than three sets are left out"
     found = {}
     for control in ('scalar', 'sphere'):
@@ -47,11 +47,11 @@ def rank_correlations(
         found[control] = dict(rank_correlation=float(correlation), highest=max(achieved), lowest=min(achieved))
     return found
 
-# %% ../../nbs/70_experiment.report.ipynb #c983e627
+# %% ../../nbs/70_experiment.report.ipynb #c6db116f
 ONE_FACE = .8      # mean cosine between the centres of identities: above, they are one person to the judge
 
 def caution(
-    sets:list[dict], # of results.json
+    sets, # of results.json
 )->str: # empty, where all is well
     "A warning where the judge hardly tells identities apart: the generator has learnt too little for the other figures to mean much"
     names = [r['name'] for r in sets if r['kind'] == 'generated' and (r['between_identity'] or {}).get('mean', 0) >= ONE_FACE]
@@ -59,14 +59,14 @@ def caution(
     return (f'caution: the judge hardly tells the identities of {", ".join(names)} apart; '
             'train the generator for longer before believing the rest')
 
-# %% ../../nbs/70_experiment.report.ipynb #c0f966d4
+# %% ../../nbs/70_experiment.report.ipynb #ccbc3edf
 COLUMNS = 'set', 'm', 'images', 'similarity', 'within', 'between', 'leakage', 'accuracy', 'gap to real'
 
 def number(value, style): return '-' if value is None else format(value, style)
 
 def table_rows(
-    results:dict, # results.json
-)->list[list[str]]: # one list of texts per set, in the order of COLUMNS
+    results, # results.json
+): # one list of texts per set, in the order of COLUMNS
     "The sets as text; +- is the standard deviation over recogniser seeds"
     rows = []
     for r in results['sets']:
@@ -78,35 +78,35 @@ def table_rows(
             f'{100*accuracy:.2f}{deviation}', number(r['gap_to_real'], '+.2f')])
     return rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c9155cf8
+# %% ../../nbs/70_experiment.report.ipynb #c799afb0
 def table_note(
-    results:dict, # results.json
+    results, # results.json
 )->str:
     "The units of the table, and a warning where there is need"
     note = f'similarity, within, between, leakage (nearest training face): {results["judge"]}; accuracy in %, gap in points'
     return '; '.join(filter(None, [note, caution(results['sets'])]))
 
 def results_table(
-    results:dict, # results.json
+    results, # results.json
 )->str: # text in columns
     "The table of a run"
     head, *lines = text_table(COLUMNS, table_rows(results))
     return '\n'.join([head, '-'*len(head), *lines, table_note(results)])
 
-# %% ../../nbs/70_experiment.report.ipynb #c20b373a
+# %% ../../nbs/70_experiment.report.ipynb #c99d2238
 STYLES = dict(
     scalar=dict(color=ORANGE, ls='--'), sphere=dict(color=BLUE, ls='-'), real=dict(color=GREEN, ls='-.'),
     inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
 
 def set_label(
-    r:dict, # a set of results.json
+    r, # a set of results.json
 )->str:
     "How figures call a set"
     return f'{r["control"]} {r["m"]:+.2f}' if r['control'] else r['name'].replace('_', ' ')
 
-# %% ../../nbs/70_experiment.report.ipynb #cd69eb62
+# %% ../../nbs/70_experiment.report.ipynb #cebaf5c5
 def plot_controls(
-    rows:list[dict], # of generated sets, with these keys
+    rows, # of sets, with these keys
     x:str, # key of the horizontal axis
     y:str, # key of the vertical axis
     deviation:str, # key of the bars
@@ -119,10 +119,10 @@ def plot_controls(
         ax.errorbar(*zip(*points), marker='o', capsize=3, label=f'{control} control', **STYLES[control])
     return fig, ax
 
-# %% ../../nbs/70_experiment.report.ipynb #c7bba8bf
+# %% ../../nbs/70_experiment.report.ipynb #c0443e2a
 def plot_sweep(
-    results:dict, # results.json
-)->tuple[Figure, list[dict]]: # and its data
+    results, # results.json
+): # Figure, and its data
     "Accuracy of the recognisers over the achieved similarity; bars are standard deviations over seeds"
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'],
         similarity=(r['similarity_to_inquiry'] or {}).get('mean'), accuracy=r['verification']['accuracy'],
@@ -137,10 +137,10 @@ def plot_sweep(
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c224ce03
+# %% ../../nbs/70_experiment.report.ipynb #ce8e2edb
 def plot_achieved(
-    results:dict, # results.json
-)->tuple[Figure, list[dict]]: # and its data
+    results, # results.json
+): # Figure, and its data
     "Achieved similarity over requested m; bars are standard deviations over faces"
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'], **r['similarity_to_inquiry'])
         for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
@@ -150,10 +150,10 @@ def plot_achieved(
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c2c6cb64
+# %% ../../nbs/70_experiment.report.ipynb #ca00b790
 def line_style(
-    rows:list[dict], # sets of results.json
-)->list[dict]: # color, ls and alpha of each
+    rows, # sets of results.json
+): # dict of color, ls and alpha of each
     "As in the sweep; of one control, the fainter the lower m"
     styles = []
     for r in rows:
@@ -163,9 +163,9 @@ def line_style(
     return styles
 
 def plot_rocs(
-    curves:dict, # label -> cosines of the verification pairs, (n,), and which show one person, bool (n,)
-    styles:list[dict], # of line_style
-)->tuple[Figure, list[dict]]: # and points of the curves at 81 rates of false acceptance
+    curves, # label -> cosines of the verification pairs, (n,), and which show one person, bool (n,)
+    styles, # of line_style
+): # Figure, and points of the curves at 81 rates of false acceptance
     "ROC curves of the recognisers"
     fig, (ax,) = wide_axes(4.2)
     ax.set_prop_cycle(color=[s['color'] for s in styles], ls=[s['ls'] for s in styles], alpha=[s['alpha'] for s in styles])
@@ -180,24 +180,25 @@ def plot_rocs(
             for far, tar in zip(rates, at.tolist())]
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c77a9c65
+# %% ../../nbs/70_experiment.report.ipynb #c1f2304a
 def plot_leakage(
-    near:dict, # label of each set -> counts over BINS of `faces` and of `inquiries`, (100,) each
-    styles:list[dict], # of line_style, for each set
+    near, # label of each set -> counts over BINS of `faces` and of `inquiries`, (100,) each
+    styles, # of line_style, for each set
     nonmembers:NonMembers, # of the run
     judge:str, # who measured
-)->tuple[Figure, list[dict]]: # and the histograms without empty bins
+): # Figure, and the histograms without empty bins
     "How near the faces and the inquiries of every set come to a training face, each beside non-members"
-    level = np.histogram(nonmembers.cosine, BINS)[0]
+    level = dict(faces=np.histogram(nonmembers.cosine, BINS)[0])
     rows = [{'set': label, 'of': kind, 'from': round(low, 2), 'to': round(high, 2), 'count': int(n)}
-        for label, counts in (near | {'non-members': dict(faces=level)}).items() for kind, values in counts.items()
+        for label, counts in [*near.items(), ('non-members', level)] for kind, values in counts.items()
         for low, high, n in zip(BINS.tolist(), BINS[1:].tolist(), values) if n]
     fig, axes = wide_axes(1.2+.55*len(near), len(near))
     axes[0].set_xlim(min(r['from'] for r in rows)-.02, max(r['to'] for r in rows)+.02)
+    def draw(counts, label, **style): ax.stairs(counts/np.sum(counts), BINS, label=label, **style)
     for ax, (label, counts), style in zip(axes, near.items(), styles):
-        ax.stairs(level/level.sum(), BINS, fill=True, color='#cccccc', label='non-members')
-        ax.stairs(counts['faces']/np.sum(counts['faces']), BINS, label='generated faces', **style)
-        ax.stairs(counts['inquiries']/np.sum(counts['inquiries']), BINS, label='inquiries', **STYLES['recogniser'])
+        draw(level['faces'], 'non-members', fill=True, color='#cccccc')
+        draw(counts['faces'], 'generated faces', **style)
+        draw(counts['inquiries'], 'inquiries', **STYLES['recogniser'])
         ax.axvline(nonmembers.threshold, label='threshold of the judge', **STYLES['real'])
         ax.set_yticks([])
         ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
@@ -205,11 +206,11 @@ def plot_leakage(
     fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8, frameon=False)
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #cd115ebc
+# %% ../../nbs/70_experiment.report.ipynb #c5aecf8a
 def plot_faces(
-    sets:dict, # label -> FaceSet
+    sets, # label -> FaceSet
     most:int=10, # identities
-)->tuple[Figure, list[dict]]: # and the file of each face
+): # Figure, and the file of each face
     "The first face of each identity, a row for each set"
     fig, axes = wide_axes(.7*len(sets), len(sets))
     n, rows = min(most, *(faces.identities for faces in sets.values())), []
@@ -221,7 +222,7 @@ def plot_faces(
         rows += [dict(row=label, column=k, file=file_of(faces, i)) for k, i in enumerate(first.tolist())]
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c81cfd58
+# %% ../../nbs/70_experiment.report.ipynb #cfe54624
 STYLE = ''':root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#8884;--page:#fff;--link:#0060a8}
 @media(prefers-color-scheme:dark){:root{--ink:#ddd;--soft:#aaa;--page:#181818;--link:#8cc4f5}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:1.5rem auto;padding:0 1rem;
@@ -236,14 +237,14 @@ img{display:block;max-width:100%;height:auto;margin:auto;background:#fff;padding
  border-radius:4px}pre{overflow-x:auto;font-size:12px}'''
 
 def html_table(
-    head:list[str], # names of the columns
-    rows:list[list[str]], # texts
+    head, # names of the columns
+    rows, # lists of texts
 )->str:
     "A table that scrolls sideways by itself"
     lines = [''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in row) for tag, row in [('th', head), *(('td', row) for row in rows)]]
     return f'<div class="wide" tabindex="0"><table><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
 
-# %% ../../nbs/70_experiment.report.ipynb #c16bad96
+# %% ../../nbs/70_experiment.report.ipynb #c9ade7a0
 CAPTIONS = dict(
     faces='Inquiries on top, then one row per generated set: the first face of each identity. A column is an identity.',
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have to the inquiries. '
@@ -257,16 +258,16 @@ CAPTIONS = dict(
 
 def html_figure(
     name:str, # key of CAPTIONS
-    pictures:dict[str, bytes], # PNG
+    pictures, # name -> PNG
 )->str:
     "A picture inside the page, with links to its file and its data"
     if name not in pictures: return '<p>There are no generated sets.</p>'
     return (f'<figure><img alt="{CAPTIONS[name]}" src="data:image/png;base64,{base64.b64encode(pictures[name]).decode()}">'
             f'<figcaption>{CAPTIONS[name]} <a href="figures/{name}.png">PNG</a> <a href="figures/{name}.csv">CSV</a></figcaption></figure>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c12629a0
+# %% ../../nbs/70_experiment.report.ipynb #c8fa15aa
 def html_leakage(
-    results:dict, # results.json
+    results, # results.json
 )->str: # empty, where nothing was generated
     "The report on leakage"
     made = [r for r in results['sets'] if r['leakage']]
@@ -285,9 +286,9 @@ def html_leakage(
             'that a face is nearer to its nearest training photo than a non-member to its own, with a 95% interval for which '
             f'identities are drawn anew; 0.5 is no difference.</p><p>{PROMISE}</p>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c30cf123
+# %% ../../nbs/70_experiment.report.ipynb #c3600a39
 def html_provenance(
-    results:dict, # results.json
+    results, # results.json
 )->str:
     "Where the numbers come from: versions, hardware, seconds, and the recipe"
     recipe, seconds = results['recipe'], results['seconds']
@@ -297,10 +298,10 @@ def html_provenance(
         + f'<details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>'
         + f'<details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c0d6f0e6
+# %% ../../nbs/70_experiment.report.ipynb #cd6ea0bb
 def report_html(
-    results:dict, # results.json
-    pictures:dict[str, bytes], # faces, sweep, calibration, roc, leakage as PNG
+    results, # results.json
+    pictures, # name -> faces, sweep, calibration, roc, leakage as PNG
 )->str: # one self-contained page
     "The report of a run"
     recipe = results['recipe']
