@@ -160,9 +160,6 @@ def in_threads(
             bar.update()
             yield result
 
-# %% ../../nbs/12_data.faces.ipynb #c856e195
-_decode, _threads = decode_to_array, lambda n: n or 8  # old names, until data.align has the new ones
-
 # %% ../../nbs/12_data.faces.ipynb #c7f7010a
 def decode_many(
     files, # paths or entries
