@@ -159,9 +159,6 @@ def in_threads(
             bar.update()
             yield result
 
-# %% ../../nbs/12_data.faces.ipynb #c856e195
-_decode, _threads = decode_to_array, lambda n: n or 8  # old names, until data.align has the new ones
-
 # %% ../../nbs/12_data.faces.ipynb #c7f7010a
 def decode_many(
     files, # paths or entries
@@ -336,7 +333,7 @@ def save(self:FaceSet,
             written[label] += 1
     return folder
 
-# %% ../../nbs/12_data.faces.ipynb #cc1a169c
+# %% ../../nbs/12_data.faces.ipynb #c23719b7
 class FaceStore:
     "The bytes of a set, where batches are gathered fastest"
     def __init__(self,
@@ -345,7 +342,7 @@ class FaceStore:
     ):
         self.device = torch.device(device)
         with warnings.catch_warnings(action='ignore'):  # of a read-only memory map
-            self.images = torch.from_numpy(images)
+            self.images = torch.from_numpy(np.ascontiguousarray(images))
         if self.device.type == 'cuda' and images.nbytes < torch.cuda.mem_get_info(self.device)[0]/3:
             self.images = self.images.to(self.device)
 
