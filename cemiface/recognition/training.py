@@ -178,7 +178,7 @@ class CosFaceHead(MarginHead):
 class ArcFaceHead(MarginHead):
     """s cos(theta + m) on the own class (Deng et al., CVPR 2019, arXiv 1801.07698, Eq 3)
 
-    theta + m is kept below pi, so that the logit falls with theta everywhere."""
+    theta + m is kept below pi, so that the logit never rises with theta."""
     def penalise(self, target, norm): return (target.acos() + self.margin).clamp(max=math.pi).cos()
 
 # %% ../../nbs/51_recognition.training.ipynb #c1af8473

@@ -101,7 +101,7 @@ def tar_at_far(
 )->dict: # TAR, each under its FAR as text
     "TAR at the largest FAR that does not exceed the target. CemiFaceError as for roc."
     sim, same = np.asarray(sim), _checked_same(same)
-    different = np.append(np.sort(sim[~same])[::-1], -np.inf)  # falling; the whole curve would need more memory
+    different = np.append(np.sort(sim[~same])[::-1], -np.inf)  # falling; the curve would need more memory
     rates = np.arange(1, len(different))/(len(different)-1)    # FAR when so many of them are accepted
     bars = different[np.searchsorted(rates, fars, 'right')]    # the next one is not accepted
     return {f'{far:g}': float((sim[same] > bar).mean()) for far, bar in zip(fars, bars)}
