@@ -60,11 +60,11 @@ def wait_for(
     "Wait until a GPU has done what it was asked for"
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
 
-# %% ../../nbs/72_experiment.bench.ipynb #c0bab1e9
+# %% ../../nbs/72_experiment.bench.ipynb #c3bad52b
 def measure(
     *calls:Callable, # what to time, called without arguments
     repeats:int=3, # timings of each, of which the median counts
-    least:float=.1, # shortest timing in seconds; quick calls are repeated until they fill it; 0 times single calls
+    least:float=.1, # seconds that quick calls are repeated for; 0 times single calls
     device='cpu', # where the work is done
 )->list[float]: # seconds a call, one for each of calls
     "Median seconds of warmed-up calls that take turns"
@@ -99,7 +99,7 @@ def ceiling(
     finally: torch.set_float32_matmul_precision(before)
     return max(rates)
 
-# %% ../../nbs/72_experiment.bench.ipynb #c254750b
+# %% ../../nbs/72_experiment.bench.ipynb #ce7766ea
 def conv_backward_flops(grad, x, w, *settings, out_shape=None):
     "Operations of the gradients that a convolution is asked for"
     *_, transposed, _, _, mask = settings
@@ -109,7 +109,8 @@ def count_flops(
     call:Callable, # what to watch, called once
 )->int: # floating-point operations of its matrix products and convolutions
     "Operations of one call, a multiplication and an addition being two"
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward_flops})
+    ours = {torch.ops.aten.convolution_backward: conv_backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=ours)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                  # what other threads do is not seen
     try:
@@ -117,7 +118,7 @@ def count_flops(
     finally: torch.set_num_threads(threads)
     return counter.get_total_flops()
 
-# %% ../../nbs/72_experiment.bench.ipynb #c12b8b29
+# %% ../../nbs/72_experiment.bench.ipynb #cf5824c8
 def sized(
     recipe:Recipe, # where sizes come from
     size:int|None=None, # side of the faces in pixels instead of the recipe's
@@ -126,17 +127,18 @@ def sized(
     compile:bool|None=None, # compile the denoiser, or not, instead of what the recipe says?
 )->Recipe: # with these values
     "A recipe with other sizes; raises CemiFaceError for values out of range"
-    if batch is not None and batch < 2: raise CemiFaceError(f'batch = {batch} is too small for bench; use at least 2')
+    if batch is not None and batch < 2:
+        raise CemiFaceError(f'batch = {batch} is too small for bench; use at least 2')
     values = {'faces.size': size, 'recogniser.batch': batch}
-    if precision: values['recogniser.precision'] = 'fp32' if precision == 'no' else 'bf16'      # it knows these two
+    if precision: values['recogniser.precision'] = 'fp32' if precision == 'no' else 'bf16'      # it has no other
     for section in ('training', 'sampling'):
-        values |= {f'{section}.batch': batch, f'{section}.precision': precision, f'{section}.compile': compile}
+        for key, v in dict(batch=batch, precision=precision, compile=compile).items(): values[f'{section}.{key}'] = v
     return changed(recipe, [f'{key}={str(v).lower()}' for key, v in values.items() if v is not None])
 
-# %% ../../nbs/72_experiment.bench.ipynb #c611d566
+# %% ../../nbs/72_experiment.bench.ipynb #ca179125
 @dataclass
 class Setting:
-    "Faces, E_id and device that the works of one recipe share; raises CemiFaceError for sizes that do not fit"
+    "Faces, E_id and device that the works of a recipe share; raises CemiFaceError for sizes that do not fit"
     recipe:Recipe        # sizes
     device:str='cpu'     # where to work
     eid:str|None=None    # E_id: a name of ARCHS, or weights; by default the recipe's, or one that people use
@@ -183,14 +185,15 @@ def endless(loader):
     "Its batches, again and again"
     while True: yield from loader
 
-# %% ../../nbs/72_experiment.bench.ipynb #c8a28f0a
+# %% ../../nbs/72_experiment.bench.ipynb #cb62f5c8
 def train_job(
     s, # Setting
 )->Job:
     "Training steps of the generator, as the loop of training does them"
     parts, cfg = s.recipe.parts, s.recipe.training
     state = open_training(s.faces, s.encoder, parts, Path('never'), torch.device(s.device).type == 'cpu')
-    data, guard = TrainingData(s.faces, s.encoder, parts, s.device), NonFinite(state.accelerator, math.inf, str)
+    data = TrainingData(s.faces, s.encoder, parts, s.device)
+    guard = NonFinite(state.accelerator, math.inf, str)
     stream = prefetch(lambda step: data.slices(step, state.which), range(sys.maxsize))
     def call():
         step, slices = next(stream)
@@ -200,7 +203,7 @@ def train_job(
     precision = resolve_precision(cfg.precision, s.device)
     return Job(call, cfg.batch, precision=precision, compiled=is_compiled(state.denoiser.unet))
 
-# %% ../../nbs/72_experiment.bench.ipynb #c7800d25
+# %% ../../nbs/72_experiment.bench.ipynb #c701fb93
 def naive_loss(
     denoiser, # Denoiser
     encoder, # FaceEncoder, E_id, unfolded
@@ -215,7 +218,8 @@ def naive_loss(
     similarity = cosine(encoder(b.clean[k]), encoder(x0_pred))
     T, distance = scheduler.config.num_train_timesteps, DISTANCES[loss.distance]
     matching = similarity_matching(similarity, b.m[k], b.timesteps[k], T, distance).sum()/b.matched_count
-    return diffusion_mse(prediction, target(scheduler, b.clean, b.noise, b.timesteps)).mean() + loss.lam*matching
+    goal = target(scheduler, b.clean, b.noise, b.timesteps)
+    return diffusion_mse(prediction, goal).mean() + loss.lam*matching
 
 def plain_denoiser(
     s, # Setting
@@ -225,7 +229,7 @@ def plain_denoiser(
     net.unet.set_attn_processor(AttnAddedKVProcessor2_0())
     return net
 
-# %% ../../nbs/72_experiment.bench.ipynb #c140466e
+# %% ../../nbs/72_experiment.bench.ipynb #cc7dc60f
 def naive_train_job(
     s, # Setting
 )->Job:
@@ -238,8 +242,8 @@ def naive_train_job(
         clean = next(stream)[0].to(s.device)
         mirror = torch.rand(len(clean), 1, 1, 1, device=s.device) < .5
         clean, draws = torch.where(mirror, clean.flip(3), clean), draw_step(parts, len(s.faces), 0)
-        drawn = (o.to(s.device) for o in (draws.timesteps, draws.m, draws.dropped, draws.matched.nonzero()[:, 0]))
-        batch = TrainingBatch(clean, None, torch.randn_like(clean), *drawn, max(1, int(draws.matched.sum())))
+        drawn = draws.timesteps, draws.m, draws.dropped, draws.matched.nonzero()[:, 0]
+        batch = TrainingBatch(clean, None, torch.randn_like(clean), *(o.to(s.device) for o in drawn), cfg.batch)
         naive_loss(net, s.encoder, scheduler, batch, parts.loss).backward()
         if cfg.clip: torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)
         optimiser.step()
@@ -247,13 +251,19 @@ def naive_train_job(
         average.step(net.parameters())
     return Job(call, cfg.batch)
 
-# %% ../../nbs/72_experiment.bench.ipynb #c08dac90
+# %% ../../nbs/72_experiment.bench.ipynb #cffecdfc
 def untrained_pipeline(
     s, # Setting
 )->CemiFacePipeline: # on the device
     "A generator of the recipe's size"
     net = untrained_denoiser(s).eval().requires_grad_(False)
     return CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(s.recipe.schedule)), s.encoder)
+
+def embeddings_of(
+    s, # Setting
+)->Tensor: # (b,D)
+    "Inquiries of a batch"
+    return torch.as_tensor(embed(s.encoder, s.faces.images[:s.recipe.sampling.batch]), device=s.device)
 
 def ready_to_draw(
     s, # Setting
@@ -263,7 +273,7 @@ def ready_to_draw(
     request = pipe.resolve(request_of(s.recipe, .9, 'sphere'))
     fast = for_sampling(pipe, request.sampling)
     if request.sampling.compile: compile_for_sampling(fast, request)
-    return fast, request, torch.as_tensor(embed(s.encoder, s.faces.images[:request.sampling.batch]), device=s.device)
+    return fast, request, embeddings_of(s)
 
 def passes(
     sampling, # SamplingConfig
@@ -271,7 +281,7 @@ def passes(
     "Evaluations of the denoiser for a face"
     return sampling.steps if sampling.guidance == 1 else 2*sampling.steps
 
-# %% ../../nbs/72_experiment.bench.ipynb #c2ce113e
+# %% ../../nbs/72_experiment.bench.ipynb #c2a658e6
 def sample_job(
     s, # Setting
 )->Job:
@@ -302,10 +312,11 @@ def write_job(
     request = replace(request_of(r, .9, 'sphere'), per_identity=2)
     inquiries = write_inquiries(s.faces.images[:r.sampling.batch], f'{home.name}/inquiries')
     def call():
-        with tempfile.TemporaryDirectory(dir=home.name) as d: write_set(pipe, inquiries, request, Path(d)/'set', r.generation.image_format)
+        with tempfile.TemporaryDirectory(dir=home.name) as d:
+            write_set(pipe, inquiries, request, Path(d)/'set', r.generation.image_format)
     return Job(call, len(inquiries), 2, resolve_precision(r.sampling.precision, s.device))
 
-# %% ../../nbs/72_experiment.bench.ipynb #c7f8793c
+# %% ../../nbs/72_experiment.bench.ipynb #cb1b40bc
 @torch.no_grad()
 def naive_sample(
     net:Denoiser, # condition and UNet
@@ -329,9 +340,9 @@ def naive_drawing(
     s, # Setting
 ): # a function that draws a batch, embeddings (b,D)
     "The plain loop, ready to draw"
-    sampling, net, scheduler = s.recipe.sampling, plain_denoiser(s).eval(), ddim(make_scheduler(s.recipe.schedule))
-    e = torch.as_tensor(embed(s.encoder, s.faces.images[:sampling.batch]), device=s.device)
-    return lambda: naive_sample(net, scheduler, e, s.recipe.faces.size, sampling), e
+    r, net, e = s.recipe, plain_denoiser(s).eval(), embeddings_of(s)
+    scheduler = ddim(make_scheduler(r.schedule))
+    return lambda: naive_sample(net, scheduler, e, r.faces.size, r.sampling), e
 
 # %% ../../nbs/72_experiment.bench.ipynb #c25e935d
 def naive_sample_job(
@@ -391,7 +402,7 @@ def recogniser_job(
     precision = 'no' if cfg.precision == 'fp32' else cfg.precision
     return recogniser_steps(s, endless(learn.dls.train), learn.model.train(), learn.opt, precision)
 
-# %% ../../nbs/72_experiment.bench.ipynb #cc9b7a7c
+# %% ../../nbs/72_experiment.bench.ipynb #c948c16a
 class PictureSet(Dataset):
     "Faces as PIL pictures, augmented one by one by torchvision"
     def __init__(self,
@@ -417,7 +428,7 @@ def naive_recogniser_job(
 )->Job:
     "The same steps, straightforward and in float32"
     cfg, size = s.recipe.recogniser, s.recipe.faces.size
-    net = FaceEncoder.of(cfg.arch, dim=cfg.dim, height=size, width=size).backbone.requires_grad_(True).train().to(s.device)
+    net = ARCHS[cfg.arch](cfg.dim, size, size).train().to(s.device)
     head = HEADS[cfg.head](cfg.dim, s.faces.identities, cfg.scale, cfg.margin).to(s.device)
     weights = [*net.parameters(), *head.parameters()]
     kind = partial(torch.optim.SGD, momentum=cfg.momentum) if cfg.optimiser == 'sgd' else torch.optim.AdamW
@@ -425,7 +436,7 @@ def naive_recogniser_job(
     loader = DataLoader(PictureSet(s.faces, cfg), cfg.batch, shuffle=True, drop_last=True)
     return recogniser_steps(s, endless(loader), lambda x, y: head(net(x), y), optimiser)
 
-# %% ../../nbs/72_experiment.bench.ipynb #c639628e
+# %% ../../nbs/72_experiment.bench.ipynb #c2fa7e3b
 def embed_job(
     s, # Setting
 )->Job:
@@ -445,10 +456,12 @@ def naive_embed_job(
         return [s.encoder(o).cpu().numpy() for o in (x, x.flip(3))]
     return Job(call, batch)
 
-JOBS = dict(train=(train_job, naive_train_job), sample=(sample_job, naive_sample_job), generate=(generate_job, naive_generate_job),
-    recogniser=(recogniser_job, naive_recogniser_job), embed=(embed_job, naive_embed_job))      # ours and naive
+JOBS = dict(      # ours and naive
+    train=(train_job, naive_train_job), sample=(sample_job, naive_sample_job),
+    generate=(generate_job, naive_generate_job), recogniser=(recogniser_job, naive_recogniser_job),
+    embed=(embed_job, naive_embed_job))
 
-# %% ../../nbs/72_experiment.bench.ipynb #cf8857c2
+# %% ../../nbs/72_experiment.bench.ipynb #cf2008a5
 def rates_of(
     jobs:list[Job], # ours, or ours and the naive one, which take turns
     s, # Setting
@@ -469,23 +482,26 @@ def bench_row(
     "One row of the table"
     r, (make, *makers) = s.recipe, JOBS[work] if naive else JOBS[work][:1]
     job = make(s)
-    visible = make(Setting(sized(r, compile=False), s.device, s.eid)) if job.compiled else job      # a compiled one hides its operations
-    flops = count_flops(visible.call)/job.items
+    watched = job
+    if job.compiled: watched = make(Setting(sized(r, compile=False), s.device, s.eid))      # a compiled one hides its work
+    flops = count_flops(watched.call)/job.items
     reset_peak(s.device)
     job.call()
     wait_for(s.device)
     memory = peak_memory(s.device)
     if job.precision not in ceilings: ceilings[job.precision] = ceiling(job.precision, s.device)
     rate, naive_rate, ratio = rates_of([job, *(o(s) for o in makers)], s, repeats)
-    row = dict(work=work, rate=rate, unit=job.unit, size=r.faces.size, ratio_to_naive=ratio, naive_rate=naive_rate,
-        share_of_ceiling=flops*rate/1e12/ceilings[job.precision], batch=job.batch, precision=job.precision, compiled=job.compiled,
-        peak_memory_bytes=memory, recipe=r.name, arch=r.recogniser.arch if work == 'recogniser' else Path(s.eid).name)
+    row = dict(work=work, rate=rate, unit=job.unit, size=r.faces.size, ratio_to_naive=ratio,
+        naive_rate=naive_rate, share_of_ceiling=flops*rate/1e12/ceilings[job.precision], batch=job.batch,
+        precision=job.precision, compiled=job.compiled, peak_memory_bytes=memory, recipe=r.name,
+        arch=r.recogniser.arch if work == 'recogniser' else Path(s.eid).name)
     if work in ('sample', 'generate'): row['steps'] = r.sampling.steps
     if work == 'generate':
-        row['rate_with_writing'], _, row['ratio_with_writing'] = rates_of([write_job(s), *[naive_write_job(s)]*naive], s, repeats)
+        jobs = [write_job(s), naive_write_job(s)] if naive else [write_job(s)]
+        row['rate_with_writing'], _, row['ratio_with_writing'] = rates_of(jobs, s, repeats)
     return row
 
-# %% ../../nbs/72_experiment.bench.ipynb #cee25370
+# %% ../../nbs/72_experiment.bench.ipynb #cf253cfd
 def bench(
     recipes:list[Recipe], # their sizes, one after the other
     works:list[str]|None=None, # names of JOBS; all of them by default
@@ -493,18 +509,19 @@ def bench(
     eid:str|None=None, # E_id: a name of ARCHS, or weights; see Setting
     repeats:int=3, # timings, of which the median counts
     device:str|None=None, # by default the accelerator, where there is one
-)->dict: # format_version, rows, hardware, threads, ceiling_tflops (the highest), ceilings_tflops (by precision)
+): # dict of rows, hardware, threads, ceiling_tflops (the highest), ceilings_tflops (by precision), ...
     "Measure speed on the machine at hand; raises CemiFaceError for a value that is not known or out of range"
     works = works or list(JOBS)
     for work in works:
-        if work not in JOBS: raise CemiFaceError(f'work = {work!r} is not known to bench; use one of {", ".join(JOBS)}')
+        if work not in JOBS:
+            raise CemiFaceError(f'work = {work!r} is not known to bench; use one of {", ".join(JOBS)}')
     if repeats < 1: raise CemiFaceError(f'repeats = {repeats} is too small for bench; use at least 1')
     settings, ceilings, rows = [Setting(r, device or default_device(), eid) for r in recipes], {}, []
     for s in settings: rows += [bench_row(s, work, ceilings, repeats, naive) for work in works]
-    return dict(format_version=FORMAT_VERSION, rows=rows, hardware=hardware(), threads=torch.get_num_threads(),
-        torch=torch.__version__, ceiling_tflops=max(ceilings.values()), ceilings_tflops=ceilings)
+    return dict(format_version=FORMAT_VERSION, rows=rows, hardware=hardware(),
+        threads=torch.get_num_threads(), torch=torch.__version__, ceiling_tflops=max(ceilings.values()), ceilings_tflops=ceilings)
 
-# %% ../../nbs/72_experiment.bench.ipynb #c6408ecf
+# %% ../../nbs/72_experiment.bench.ipynb #c64a608c
 def bench_table(
     result:dict, # from bench
 )->str: # lines of text
@@ -513,17 +530,18 @@ def bench_table(
     def ratio(v): return '-' if v is None else f'{v:.2f}'
     for r in result['rows']:
         rate, memory = f'{r["rate"]:,.3g}' if r['rate'] < 100 else f'{r["rate"]:,.0f}', r['peak_memory_bytes']
-        rows.append([r['work'], rate, r['unit'], ratio(r['ratio_to_naive']), f'{r["share_of_ceiling"]:.0%}', str(r['size']),
-            str(r['batch']), names.get(r['precision'], r['precision']), 'yes' if r['compiled'] else 'no',
-            '-' if memory is None else f'{memory/1e6:,.0f} MB'])
-        if 'rate_with_writing' in r:
-            rows.append(['- written', f'{r["rate_with_writing"]:,.0f}', r['unit'], ratio(r['ratio_with_writing']), *['']*6])
+        rows.append([r['work'], rate, r['unit'], ratio(r['ratio_to_naive']), f'{r["share_of_ceiling"]:.0%}',
+            f'{r["size"]}', f'{r["batch"]}', names.get(r['precision'], r['precision']),
+            'yes' if r['compiled'] else 'no', '-' if memory is None else f'{memory/1e6:,.0f} MB'])
+        if 'rate_with_writing' not in r: continue
+        written = f'{r["rate_with_writing"]:,.0f}'
+        rows.append(['- written', written, r['unit'], ratio(r['ratio_with_writing']), *['']*6])
     tops = ', '.join(f'{v:.3g} in {names.get(k, k)}' for k, v in result['ceilings_tflops'].items())
-    head = ['work', 'rate', '', 'x naive', 'of ceiling', 'size', 'batch', 'precision', 'compiled', 'peak memory']
-    return '\n'.join([f'{result["hardware"]}, {result["threads"]} thread(s), torch {result["torch"]}', f'ceiling, TFLOP/s: {tops}',
-        *text_table(head, rows, '<><>>>><<>')])
+    head = 'work', 'rate', '', 'x naive', 'of ceiling', 'size', 'batch', 'precision', 'compiled', 'peak memory'
+    machine = f'{result["hardware"]}, {result["threads"]} thread(s), torch {result["torch"]}'
+    return '\n'.join([machine, f'ceiling, TFLOP/s: {tops}', *text_table(head, rows, '<><>>>><<>')])
 
-# %% ../../nbs/72_experiment.bench.ipynb #c0a717d5
+# %% ../../nbs/72_experiment.bench.ipynb #c5f66bfd
 def cost_curves(
     recipe:Recipe, # around its sizes
     device:str|None=None, # by default the accelerator, where there is one
@@ -535,13 +553,14 @@ def cost_curves(
     unit, batch = recipe.unet.patch*2**(len(recipe.unet.channels)-1), recipe.sampling.batch or 128
     sizes = {max(unit, 8, round(recipe.faces.size*k/unit)*unit) for k in (2/3, 1, 4/3, 2)}
     values = dict(steps=steps, size=sorted(sizes), batch=sorted({max(2, batch//k) for k in (64, 16, 4, 1)}))
-    keys, device, rows = dict(steps='sampling.steps', size='faces.size', batch='sampling.batch'), device or default_device(), []
+    keys = dict(steps='sampling.steps', size='faces.size', batch='sampling.batch')
+    device, rows = device or default_device(), []
     for varied, value in [(varied, value) for varied in values for value in values[varied]]:
         r = changed(recipe, [f'{keys[varied]}={value}', 'training.batch=2', 'recogniser.batch=2'])
         job = generate_job(Setting(r, device, eid))
         seconds, = measure(job.call, repeats=repeats, least=0, device=device)
-        rows.append(dict(varied=varied, value=value, seconds_per_face=seconds/job.items, steps=r.sampling.steps,
-            size=r.faces.size, batch=job.batch, precision=job.precision))
+        rows.append(dict(varied=varied, value=value, seconds_per_face=seconds/job.items,
+            steps=r.sampling.steps, size=r.faces.size, batch=job.batch, precision=job.precision))
     return rows
 
 # %% ../../nbs/72_experiment.bench.ipynb #c2638bf2
@@ -567,5 +586,6 @@ def write_costs(
     with atomic_path(figure) as p: plot_costs(rows).savefig(p, format='png', dpi=120)
     return figure
 
-# %% ../../nbs/72_experiment.bench.ipynb #c07af341
-SAMPLERS = {'DDIM': DDIMScheduler, 'DPM-Solver++': DPMSolverMultistepScheduler, 'UniPC': UniPCMultistepScheduler}
+# %% ../../nbs/72_experiment.bench.ipynb #cf05f0f8
+SAMPLERS = {
+    'DDIM': DDIMScheduler, 'DPM-Solver++': DPMSolverMultistepScheduler, 'UniPC': UniPCMultistepScheduler}
