@@ -65,7 +65,7 @@ def impostor_distribution(
         raise CemiFaceError('the nearest other person needs at least two people; add some')
     return cosines
 
-# %% ../../nbs/62_analysis.leakage.ipynb #ca992112
+# %% ../../nbs/62_analysis.leakage.ipynb #ce1b60d5
 def chance_above(
     a, # numbers, (n,)
     b, # numbers, (k,)
@@ -85,8 +85,7 @@ def chance_above(
         return lambda: np.bincount(rng.integers(0, n, n), minlength=n)[place]
     draw_a, draw_b = redrawing(a, who_a), redrawing(b, who_b)
     draws = [auc(draw_a(), draw_b()) for _ in range(1000)]
-    interval = np.quantile(draws, [(1-.95)/2, (1+.95)/2])
-    return dict(auc=auc(np.ones(len(a)), np.ones(len(b))), ci95=interval.tolist())
+    return dict(auc=auc(np.ones(len(a)), np.ones(len(b))), ci95=np.quantile(draws, [.025, .975]).tolist())
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c31b6f03
 @dataclass
@@ -148,18 +147,18 @@ def leakage_report(
                 inquiries=beside_nonmembers(cosines_q), real=beside_nonmembers(level),
                 identities=rows, cosine=cosines, nearest=at)
 
-# %% ../../nbs/62_analysis.leakage.ipynb #ceab7353
+# %% ../../nbs/62_analysis.leakage.ipynb #c27bb7f2
 def leakage_table(
     reports:dict, # name of a set -> leakage_report; all of one threshold
 )->list[str]: # lines of text
     "The reports beside each other"
-    found = {f'{name}, {part}': r[part] for name, r in reports.items() for part in ('generated', 'inquiries')}
+    parts = {f'{name}, {part}': r[part] for name, r in reports.items() for part in ('generated', 'inquiries')}
     first = next(iter(reports.values()))
+    parts['non-members'] = first['real']
+    cells = ['{faces:,}', '{mean:.3f}', '{max:.3f}', '{above:.1%}', '{excess:+.1%}',
+             '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]']
     rows = []
-    for name, v in (found | {'non-members': first['real']}).items():
-        lo, hi = v['ci95']
-        rows.append([name, f"{v['faces']:,}", f"{v['mean']:.3f}", f"{v['max']:.3f}", f"{v['above']:.1%}",
-                     f"{100*v['excess']:+.1f}", f"{v['nearer']:.2f} [{lo:.2f}, {hi:.2f}]"])
+    for name, figures in parts.items(): rows.append([name, *(cell.format(**figures) for cell in cells)])
     head = ['nearest training face', 'faces', 'mean', 'max', f"above {first['threshold']:.2f}", 'excess']
     return text_table([*head, 'nearer than non-members'], rows)
 

@@ -268,7 +268,7 @@ def within_covariance(
     variances, axes = np.linalg.eigh((squares - (sums.T/count) @ sums)/(len(x)-len(count)))
     return (axes*np.sqrt(variances.clip(0)))[:, ::-1].astype(np.float32)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c602d5ce
+# %% ../../nbs/60_analysis.similarity.ipynb #cae49cc8
 @dataclass(frozen=True)
 class Analysis:
     "What a set is, by one judge; `asdict` gives the facts as results.json has them, None for the unknown"
@@ -289,8 +289,9 @@ class Analysis:
         def cells(found): return [f'{found[k]:.3f}' if k in found else '' for k in ('mean', 'std', 'max')]
         known = {name: found for name, found in cosines.items() if found and found['mean'] is not None}
         rows = [[name, *cells(found)] for name, found in known.items()]
-        lines = [f'{self.images} faces of {self.identities or "unknown"} identities, judged by '
-                 f'{self.within_identity["judge"]}', *text_table(['cosine between', 'mean', 'std', 'max'], rows)]
+        judge = self.within_identity['judge']
+        lines = [f'{self.images} faces of {self.identities or "unknown"} identities, judged by {judge}',
+                 *text_table(['cosine between', 'mean', 'std', 'max'], rows)]
         if self.rank1 is not None:
             lines.append(f'{self.rank1:.1%} of the faces are nearest to their own inquiry')
         return '\n'.join(lines)
@@ -312,7 +313,7 @@ def file_of(
     "How a reader finds a face"
     return i if faces.files is None else str(faces.files[i])
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c6f3b208
+# %% ../../nbs/60_analysis.similarity.ipynb #c896a777
 def analyse(
     faces:FaceSet, # a synthetic set, or any other
     judge:FaceEncoder, # best one that took no part in making the set
@@ -328,8 +329,8 @@ def analyse(
     similarity = near = rank = around = None
     if inquiries is not None:
         if not faces.identities or y.max() >= len(inquiries):
-            raise CemiFaceError(f'the set has labels up to {y.max()} and there are {len(inquiries)} inquiries; '
-                                'give the inquiries in the order of the labels')
+            raise CemiFaceError(f'the set has labels up to {y.max()} and there are {len(inquiries)} '
+                                'inquiries; give the inquiries in the order of the labels')
         e_inquiry = set_embeddings(judge, inquiries, cache, device)
         s = similarity_to_inquiry(e, e_inquiry, y)
         similarity = dict(mean=float(s.mean()), std=float(s.std()), judge=name)

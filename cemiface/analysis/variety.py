@@ -129,7 +129,7 @@ class _BytesToFloat(torch.nn.Module):
     "Images in [-1,1] from bytes"
     def forward(self, images): return to_float(images)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c5fba33d
+# %% ../../nbs/61_analysis.variety.ipynb #c04aacd7
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
     others, # of another, for instance real ones, uint8 (k,3,h,w)
@@ -151,8 +151,8 @@ def frechet_distance(
     try: fid = FrechetInceptionDistance(features).to(device)
     except Exception as e:
         raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its '
-                            'Inception weights, downloaded at the first use; or give another network of features '
-                            f'({str(e).splitlines()[0]})') from e
+                            'Inception weights, downloaded at the first use; or give another network of '
+                            f'features ({str(e).splitlines()[0]})') from e
     for x, real in ((others, True), (images, False)):
         for part in slices(len(x), batch): fid.update(tensor(x[part]), real=real)
     return float(fid.compute())
@@ -198,16 +198,16 @@ def by_group(
                          ci95=list(bootstrap_interval(v, a, b))))
     return rows
 
-# %% ../../nbs/61_analysis.variety.ipynb #c7acf179
+# %% ../../nbs/61_analysis.variety.ipynb #cb506a5e
 def toy_groups(
     identity, # vectors of toy_identities, (k,38)
 )->dict[str, np.ndarray]: # skin tone, hair length: text (k,) each
     "Thirds of the toy population by skin tone and hair length"
-    def third(key, names):
+    def third(key, *names):
         value = np.asarray(identity)[:, IDENTITY.index(key)]
         return np.array(names)[np.digitize(value, [-1/3, 1/3])]
-    return {'skin tone': third('skin_tone', ['dark', 'middle', 'light']),
-            'hair length': third('hair_length', ['short', 'shoulder', 'long'])}
+    return {'skin tone': third('skin_tone', 'dark', 'middle', 'light'),
+            'hair length': third('hair_length', 'short', 'shoulder', 'long')}
 
 # %% ../../nbs/61_analysis.variety.ipynb #cc62c8c8
 PREDICTORS = ('within', 'rank1', 'label_noise', 'variety')

@@ -111,9 +111,9 @@ RANGES = _ranges(IDENTITY_TABLE) | _ranges(NUISANCE_TABLE)
 
 IDENTITY, NUISANCE = list(RANGES)[:38], list(RANGES)[38:]
 
-# %% ../../nbs/14_data.toy.ipynb #cac549d4
+# %% ../../nbs/14_data.toy.ipynb #c1b97c0a
 def _uniform(seed, stream, first, n, shape):
-    "Numbers of the people `first` to `first+n`, `(n, *shape)` in [-1,1]; stream 0 for identities, 1 for nuisance"
+    "Numbers of the people `first` to `first+n`, `(n, *shape)` in [-1,1]; stream 0: identity, 1: nuisance"
     draws = [np.random.default_rng((seed, stream, k)).uniform(-1, 1, shape) for k in range(first, first+n)]
     return torch.from_numpy(np.stack(draws)).float()
 
@@ -295,7 +295,7 @@ def camera(face:Canvas): # painted on
 
 LAYERS = backdrop, body, head, eyes, nose_and_mouth, fringe, in_the_way, camera
 
-# %% ../../nbs/14_data.toy.ipynb #c7d744a8
+# %% ../../nbs/14_data.toy.ipynb #c5277678
 @torch.no_grad()
 def render(
     identity:Tensor, # identity vectors, (n, 38) in [-1,1]
@@ -308,7 +308,8 @@ def render(
         raise CemiFaceError(f'render needs (n, 38) identities and (n, 38) nuisances, got {got}')
     if size < 8: raise CemiFaceError(f'a toy face needs at least 8 pixels a side, not {size}')
     pictures = []
-    for part in torch.cat([identity, nuisance], 1).split(max(1, 2**18//size**2)):    # fits in the processor's cache
+    batch = max(1, 2**18//size**2)    # fits in the processor's cache
+    for part in torch.cat([identity, nuisance], 1).split(batch):
         canvas = Canvas(*part.split(38, 1), size)
         for layer in LAYERS: layer(canvas)
         pictures.append((canvas.image.clamp(0, 1)*255+.5).to(torch.uint8).numpy())

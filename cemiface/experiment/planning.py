@@ -6,7 +6,7 @@
 __all__ = ['MANIFEST_LINE', 'workload', 'memory', 'disk', 'rate_of', 'priced', 'miniature', 'sample_photos', 'trial', 'dry_run',
            'plan_table']
 
-# %% ../../nbs/73_experiment.planning.ipynb #cf825f8f
+# %% ../../nbs/73_experiment.planning.ipynb #c005cc14
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
-from ..recipe import changed, Inputs, Recipe, volumes_of, whole
+from ..recipe import changed, Inputs, Recipe, union_of, volumes_of
 from ..runtime import hardware, kept_bytes, peak_memory
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
@@ -28,7 +28,7 @@ from ..recognition.training import HEADS
 from .run import check_files, check_recipe, run
 from .bench import measure
 
-# %% ../../nbs/73_experiment.planning.ipynb #caff0a63
+# %% ../../nbs/73_experiment.planning.ipynb #c98dcfc0
 def workload(
     r:Recipe, # to be planned
     images:int, # training photos
@@ -37,9 +37,9 @@ def workload(
     "What a run computes, stage by stage"
     g, c, seeds, steps = r.generation, r.recogniser, r.study.seeds, steps_in_all(r.training, images)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, baseline = int(whole(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
+    drawn, baseline = int(union_of(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
     trained = {}
-    for name, k in volumes.items(): trained[name.strip() or 'own volume'] = sets, int(k.sum())+len(k)*g.copies
+    for name, k in volumes.items(): trained[name or 'own volume'] = sets, int(k.sum())+len(k)*g.copies
     if labelled: trained['real photos'] = 1, min(images, baseline)
     trained['copies of the inquiries'] = 1, baseline
     rows = [('embeddings of the photos and their mirror images', 'embed', 2*images, None),
@@ -99,7 +99,7 @@ def memory(
     recogniser = training(backbone, 1 if c.optimiser == 'sgd' else 2, recogniser_loss, c.batch)
     return dict(generator=generator, recogniser=recogniser)
 
-# %% ../../nbs/73_experiment.planning.ipynb #c4166575
+# %% ../../nbs/73_experiment.planning.ipynb #c0533cc2
 MANIFEST_LINE = 260      # bytes, about: a hash of 64 and a path are most of it
 
 def disk(
@@ -112,7 +112,7 @@ def disk(
     "What a run leaves on the disk, and what it needs beside while it trains"
     denoiser, _, backbone = weight_bytes(r, arch)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
-    drawn, recognisers = sets*int(whole(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
+    drawn, recognisers = sets*int(union_of(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
     return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser,
         checkpoints=2*4*denoiser, sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE,
         recognisers=recognisers*backbone)
@@ -145,7 +145,7 @@ def priced(
         rows.append(o | dict(rate=rate, hours=o['amount']/rate/3600/processes))
     return rows
 
-# %% ../../nbs/73_experiment.planning.ipynb #ca7569a6
+# %% ../../nbs/73_experiment.planning.ipynb #cb6dce7c
 def miniature(
     r:Recipe, # to be tried
     images:int, # photos that it is tried on
@@ -153,8 +153,8 @@ def miniature(
     "The same networks, and as little work as shows that all stages work"
     return changed(r, [
         f'training.epochs={4/images}', 'training.batch=2', 'training.compile=false', 'inquiries.identities=2',
-        'inquiries.threshold=1.0', 'inquiries.avoid=1.0', 'inquiries.drawn=4', 'sampling.steps=2', 'sampling.batch=2',
-        'sampling.compile=false', 'generation.per_identity=2', 'generation.copies=1', 'recogniser.epochs=1',
+        'inquiries.threshold=1.0', 'inquiries.avoid=1.0', 'inquiries.drawn=4', 'sampling.steps=2',
+        'sampling.batch=2', 'sampling.compile=false', 'generation.per_identity=2', 'generation.copies=1', 'recogniser.epochs=1',
         'recogniser.batch=2', 'recogniser.decay_epochs=[]', f'recogniser.lr={min(r.recogniser.lr, 1e-3)}',
         'recogniser.compile=false', 'study.seeds=1', 'study.volumes=[]', f'study.scalar={r.study.scalar[:1]}',
         f'study.sphere={r.study.sphere[:1]}'])
@@ -206,7 +206,7 @@ def trial(
     return dict(seconds=took | dict(total=total), peak_memory_bytes=peak_memory(), rates=dict(rows=rows),
         picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware())
 
-# %% ../../nbs/73_experiment.planning.ipynb #c8084363
+# %% ../../nbs/73_experiment.planning.ipynb #cc9364bc
 def dry_run(
     r:Recipe, # to be planned
     inputs:Inputs, # faces at least; the rest is checked where it is given
@@ -214,7 +214,7 @@ def dry_run(
     cpu:bool=False, # stay on the CPU
     processes:int=1, # that will share the work
 ): # dict: faces, stages with hours, memory, disk, trial
-    "Plan a run and try all its stages in a temporary folder; raises CemiFaceError for what would stop it later"
+    "Plan a run and try all stages in a temporary folder; raises CemiFaceError for what would stop it later"
     if r.faces.source == 'toy':
         raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
     check_recipe(r)
@@ -229,14 +229,14 @@ def dry_run(
     if rates: source = 'measured by bench'
     stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
-    need = memory(r, arch, max(people, len(whole(volumes_of(r)))), processes)
+    need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes)
     return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about,
         faces=dict(images=images, identities=people), processes=processes, stages=stages,
         hours=sum(o['hours'] for o in stages), rates=source,
         memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
         disk=disk(r, images, tried['picture_bytes'], arch, dims), trial=tried)
 
-# %% ../../nbs/73_experiment.planning.ipynb #cfc5ce10
+# %% ../../nbs/73_experiment.planning.ipynb #cc662ba4
 def plan_table(
     p, # from dry_run
 )->str:
@@ -251,7 +251,8 @@ def plan_table(
     row = '{stage:52} {amount:>14,} images {steps:>9,} steps  at {rate:>9,.2f}/s {hours:>10,.2f} h'
     lines += [row.format(**o | dict(steps=o['steps'] or 0)) for o in p['stages']]
     lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}', '',
-        *(f'memory of each process that trains the {k}, computed: {parts(d)}' for k, d in p['memory'].items()),
+        *(f'memory of each process that trains the {k}, computed: {parts(d)}'
+            for k, d in p['memory'].items()),
         f'disk, computed: {parts(p["disk"])}', '',
         f'tried: every stage with the full-size networks, two faces a step, in {took.pop("total"):.0f} s and '
         f'{size(tried["peak_memory_bytes"] or 0)} ({tried["hardware"]}): '

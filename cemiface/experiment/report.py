@@ -60,7 +60,7 @@ def caution(
     return (f'caution: the judge hardly tells the identities of {", ".join(names)} apart; '
             'train the generator for longer before believing the rest')
 
-# %% ../../nbs/70_experiment.report.ipynb #c3440a26
+# %% ../../nbs/70_experiment.report.ipynb #cdc1576a
 COLUMNS = 'set', 'm', 'images', 'similarity', 'within', 'between', 'leakage', 'accuracy', 'gap to real'
 
 def number(value, style): return '-' if value is None else format(value, style)
@@ -72,7 +72,8 @@ def table_rows(
     rows = []
     for r in results['sets']:
         accuracy, seeds = r['verification']['accuracy'], r['verification']['seeds']
-        judged = dict(similarity_to_inquiry='mean', within_identity='mean', between_identity='mean', leakage='max')
+        judged = dict(similarity_to_inquiry='mean', within_identity='mean', between_identity='mean',
+            leakage='max')
         cosines = [number((r[fact] or {}).get(key), '.2f') for fact, key in judged.items()]
         deviation = f' +-{100*np.std(seeds):.1f}' if len(seeds) > 1 else ''
         rows.append([r['control'] or r['name'], number(r['m'], '+.2f'), number(r['images'], ',d'),
@@ -275,7 +276,7 @@ def html_figure(
     return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f'<figcaption>{caption} {links}</figcaption></figure>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c1e41c87
+# %% ../../nbs/70_experiment.report.ipynb #ce2dc86d
 def html_leakage(
     results, # results.json
 )->str: # empty, where nothing was generated
@@ -290,11 +291,13 @@ def html_leakage(
         label = f'{set_label(r)} {r["volume"]}'
         rows.append([label, *cells(leak), nearer(leak), f'{asked["above"]:.1%}', nearer(asked)])
     rows.append(['non-members', *cells(leak['nonmembers']), '0.50', '', ''])
-    head = 'set', 'mean', '99th percentile', 'above', 'nearer than non-members', 'inquiries above', 'and nearer'
+    head = ('set', 'mean', '99th percentile', 'above', 'nearer than non-members',
+        'inquiries above', 'and nearer')
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
-            'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than non-members: '
-            'the chance that a face is nearer to its nearest training photo than a non-member to its own, with a '
-            f'95% interval for which identities are drawn anew; 0.5 is no difference.</p><p>{PROMISE}</p>')
+            'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
+            'non-members: the chance that a face is nearer to its nearest training photo than a non-member to '
+            'its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
+            f'<p>{PROMISE}</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #c812c6f9
 def html_provenance(
@@ -309,7 +312,7 @@ def html_provenance(
 <details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>
 <details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>'''
 
-# %% ../../nbs/70_experiment.report.ipynb #c525257d
+# %% ../../nbs/70_experiment.report.ipynb #c493a024
 def report_html(
     results, # results.json
     pictures, # name -> faces, sweep, calibration, roc, leakage as PNG
@@ -318,9 +321,11 @@ def report_html(
     recipe = results['recipe']
     figures = {name: html_figure(name, pictures) for name in CAPTIONS}
     table, note = html_table(COLUMNS, table_rows(results)), html.escape(table_note(results))
-    words = '{} control: achieved {highest:.2f} down to {lowest:.2f}, rank correlation with m {rank_correlation:.2f}.'
+    words = ('{} control: achieved {highest:.2f} down to {lowest:.2f}, '
+             'rank correlation with the requested m {rank_correlation:.2f}.')
     follows = ' '.join(words.format(control.capitalize(), **o) for control, o in results['spearman'].items())
-    parts = {'Results': f'{table}<p class="soft">{note}.</p>', 'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
+    parts = {'Results': f'{table}<p class="soft">{note}.</p>',
+        'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
         'Calibration': f'{figures["calibration"]}<p>{follows}</p>', 'ROC': figures['roc'],
         'Leakage': figures['leakage']+html_leakage(results), 'Provenance': html_provenance(results)}
     links = body = ''

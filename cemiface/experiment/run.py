@@ -8,7 +8,7 @@ __all__ = ['ENCODER_ROLES', 'check_recipe', 'check_files', 'Context', 'open_run'
            'generated_sets', 'real_photos', 'baseline_sets', 'load_or_measure_nonmembers', 'keep_verification',
            'judge_set', 'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
-# %% ../../nbs/71_experiment.run.ipynb #c7b1b886
+# %% ../../nbs/71_experiment.run.ipynb #cee6eaeb
 import tempfile
 import time
 from collections import Counter
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from ..core import (
-    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder, versions,
-    write_json, write_text)
-from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, volumes_of, whole
+    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
+    versions, write_json, write_text)
+from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
 from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
@@ -40,11 +40,11 @@ from ..recognition.training import rate_schedule, train_recogniser
 from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
-from cemiface.experiment.report import (
-    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep, rank_correlations,
-    report_html, set_label)
+from .report import (
+    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
+    rank_correlations, report_html, set_label)
 
-# %% ../../nbs/71_experiment.run.ipynb #cdb40017
+# %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def check_recipe(
     r:Recipe, # to be run
     trained:bool=False, # is there a generator already?
@@ -54,7 +54,7 @@ def check_recipe(
     m_levels(r.training)
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
-    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # refuses what does not fit
+    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # do the sizes fit?
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
         raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
                             'condition.dropout above 0')
@@ -103,7 +103,7 @@ class Context:
         "Path of the folder"
         return self.folder.path
 
-# %% ../../nbs/71_experiment.run.ipynb #cb043285
+# %% ../../nbs/71_experiment.run.ipynb #c029c96c
 def open_run(
     recipe:Recipe, # what to do
     out:str|Path, # run folder
@@ -111,7 +111,7 @@ def open_run(
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
 )->Context:
-    "Begin or resume a run; raises CemiFaceError for what cannot work or the folder of another run, and writes nothing then"
+    "Begin or resume a run; raises CemiFaceError, before it writes, for what cannot work or another run's folder"
     inputs = inputs or Inputs()
     check_recipe(recipe, trained=bool(inputs.assets))
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
@@ -191,7 +191,7 @@ def load_encoders(
     identity, judge = map(load_encoder, weights)
     return Encoders(identity, judge, f'judge {judge.fingerprint[:8]}' if toy or i.judge else 'by E_id')
 
-# %% ../../nbs/71_experiment.run.ipynb #c883cb65
+# %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
     ctx, # Context of the run
     train:FaceSet, # faces to learn from
@@ -201,8 +201,8 @@ def load_or_train_generator(
     r, assets = ctx.recipe, ctx.inputs.assets
     if assets: return load_generator(Path(assets)/'generator').to(ctx.device)
     decides = train, identity_encoder, r.parts
-    pipe = stage(ctx, 'generator', decides, train_generator, *decides, ctx.out/'generator', ctx.device == 'cpu',
-        ctx.out/'cache', ctx.force, keep=False)
+    pipe = stage(ctx, 'generator', decides, train_generator, *decides, ctx.out/'generator',
+        ctx.device == 'cpu', ctx.out/'cache', ctx.force, keep=False)
     return pipe.to(ctx.device)
 
 # %% ../../nbs/71_experiment.run.ipynb #ca6b5917
@@ -219,7 +219,7 @@ def candidate_faces(
     if r.faces.source == 'toy': return toy_people('candidates', t.candidates, 1, r.faces.size, t.seed).images
     return train.images
 
-# %% ../../nbs/71_experiment.run.ipynb #cc31605d
+# %% ../../nbs/71_experiment.run.ipynb #c7a9711e
 def load_or_choose_inquiries(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
@@ -227,7 +227,7 @@ def load_or_choose_inquiries(
 )->FaceSet: # one face per identity
     "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
-    n = len(whole(volumes_of(r)))
+    n = len(union_of(volumes_of(r)))
     def choose():
         faces = candidate_faces(ctx, pipe, train)
         known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
@@ -258,7 +258,7 @@ class ComparedSet:
     inquiries:FaceSet|None=None   # of a generated set: one face per identity
     volume:str=''                 # a further volume of the recipe, as in '20000x50'
 
-# %% ../../nbs/71_experiment.run.ipynb #c1036926
+# %% ../../nbs/71_experiment.run.ipynb #c1e78e56
 def generated_sets(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
@@ -266,7 +266,7 @@ def generated_sets(
 )->list[ComparedSet]:
     "One labelled set per control and m, in every volume"
     r, volumes = ctx.recipe, volumes_of(ctx.recipe)
-    counts = tuple(whole(volumes)[:len(inquiries)])
+    counts = tuple(union_of(volumes)[:len(inquiries)])
     sets = []
     for control in ('scalar', 'sphere'):
         for m in getattr(r.study, control):
@@ -277,10 +277,11 @@ def generated_sets(
             for volume, part in volumes.items():
                 own = part_of(faces, part[:len(inquiries)])
                 asked = inquiries.subset(range(own.identities))
-                sets.append(ComparedSet(name+volume, 'generated', own, control, m, asked, volume.strip()))
+                label = f'{name} {volume}'.strip()
+                sets.append(ComparedSet(label, 'generated', own, control, m, asked, volume))
     return sets
 
-# %% ../../nbs/71_experiment.run.ipynb #c0a11e89
+# %% ../../nbs/71_experiment.run.ipynb #cf636f43
 def real_photos(
     ctx, # Context of the run
     train:FaceSet, # training faces, with identities
@@ -299,7 +300,7 @@ def baseline_sets(
     train:FaceSet, # training faces
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
-    "Real photos, where they have identities, and copies of the inquiries: as many images as the recipe's own volume"
+    "Real photos, where they have identities, and copies of the inquiries: as many images as the own volume"
     r = ctx.recipe
     k = r.generation.per_identity+r.generation.copies
     own = inquiries.subset(slice(r.inquiries.identities))
@@ -371,7 +372,7 @@ def judge_set(
     return facts | dict(leakage=leakage_facts(report, nonmembers, encoders.judge_name),
         nearest={k: np.histogram(v, BINS)[0] for k, v in near.items()})
 
-# %% ../../nbs/71_experiment.run.ipynb #c7520633
+# %% ../../nbs/71_experiment.run.ipynb #c8c9d0c9
 def measure_set(
     ctx, # Context of the run
     compared:ComparedSet, # to be measured
@@ -379,7 +380,7 @@ def measure_set(
     encoders:Encoders, # of which the judge looks at the set
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict: # a set of results.json, without gap_to_real
-    "Train and verify the recognisers of a set (with copies of its inquiries, where it has any), and let the judge look at it"
+    "Train and verify the recognisers of a set, joined by copies of its inquiries, and let the judge look at it"
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
     def train_and_verify(seed):
@@ -392,8 +393,9 @@ def measure_set(
         for seed in range(r.study.seeds)]
     facts = stage(ctx, f'analysis {o.name}', (o.faces, o.faces.labels, encoders.judge, nonmembers),
         judge_set, ctx, o, people.train, encoders, nonmembers)
-    row = {k: getattr(o, k) for k in ('name', 'kind', 'control', 'm', 'volume')} | {k: facts.get(k) for k in FACTS}
-    return row | dict(identities=full.identities, images=len(full), verification=summary(verified))
+    row = {k: getattr(o, k) for k in ('name', 'kind', 'control', 'm', 'volume')}
+    return row | {k: facts.get(k) for k in FACTS} | dict(
+        identities=full.identities, images=len(full), verification=summary(verified))
 
 def measure_encoder(
     ctx, # Context of the run
@@ -406,7 +408,7 @@ def measure_encoder(
     return dict.fromkeys(('control', 'm', 'identities', 'images', *FACTS)) | dict(
         name='E_id', kind='recogniser', volume='', verification=summary([facts]))
 
-# %% ../../nbs/71_experiment.run.ipynb #cc76db1b
+# %% ../../nbs/71_experiment.run.ipynb #c137c946
 def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
@@ -418,8 +420,9 @@ def collect_results(
         no_gap = real is None or r['kind'] == 'recogniser'
         r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
     seconds = {p.stem: read_json(p)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, spearman=rank_correlations(rows),
-        seconds=seconds, versions=versions(), hardware=hardware(), recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
+    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name,
+        spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
+        recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
     return results
 
@@ -446,7 +449,7 @@ def write_figures(
         write_text(ctx.out/'figures'/f'{name}.csv', csv_text(rows))
     return {name: (ctx.out/'figures'/f'{name}.png').read_bytes() for name in drawn}
 
-# %% ../../nbs/71_experiment.run.ipynb #c822757f
+# %% ../../nbs/71_experiment.run.ipynb #caeb9047
 def set_card(
     r, # a generated set of results.json
     results, # of the run
@@ -459,7 +462,8 @@ def set_card(
     return f'''# {r["name"]}
 
 Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
-{recipe["generation"]["per_identity"]} faces each, {r["control"]} control, m = {r["m"]:g}, seed {results["seed"]}.
+{recipe["generation"]["per_identity"]} faces each, {r["control"]} control, m = {r["m"]:g},
+seed {results["seed"]}.
 
 | | |
 |---|---|
@@ -476,7 +480,7 @@ def write_cards(
     results, # of the run
     pipe, # CemiFacePipeline
 ):
-    "A README.md beside every generated set; a generator that was trained here notes the leakage of its nearest set"
+    "A README.md beside every generated set; a generator trained here notes the leakage of its nearest set"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     for r in made: write_text(ctx.out/'sets'/r['name']/'README.md', set_card(r, results))
     if made and not ctx.inputs.assets:
