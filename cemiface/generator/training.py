@@ -158,7 +158,7 @@ class TrainingBatch:
     matched_count:float # how many these are in the whole batch, per slice
     directions:Tensor|None=None # standard normal, (b,D), for sphere control
 
-# %% ../../nbs/35_generator.training.ipynb #c9a7de74
+# %% ../../nbs/35_generator.training.ipynb #c83f11bf
 @dataclass
 class TrainingData:
     "The batches of a training, as a function of the number of the step"
@@ -169,13 +169,12 @@ class TrainingData:
     cache:str|None=None # folder of cached embeddings
 
     def __post_init__(self):
-        faces = self.faces
+        faces, self.other_photo = self.faces, None
+        if self.parts.training.inquiry == 'another':
+            self.other_photo = other_photo_of(faces.labels if faces.identities else ())
         self.store = FaceStore(faces.images, self.device)
         # (2,n,D): of the faces and of their mirror images
         self.embeddings = embed_set(self.identity_encoder, faces, self.cache, self.device)
-        self.inquiry_of = lambda idx, u: idx
-        if self.parts.training.inquiry == 'another':
-            self.inquiry_of = other_photo_of(faces.labels if faces.identities else ())
 
     def slices(self,
         step:int, # its number
@@ -195,7 +194,8 @@ class TrainingData:
 
     def gather(self, matched_count, idx, mirror, matched, other, **drawn):
         "The faces and embeddings of a slice, with what else was drawn for it"
-        e = self.embeddings[mirror.long().numpy(), self.inquiry_of(idx.numpy(), other.numpy())]
+        inquiry = self.other_photo(idx.numpy(), other.numpy()) if self.other_photo else idx.numpy()
+        e = self.embeddings[mirror.long().numpy(), inquiry]
         drawn |= dict(e=torch.tensor(e), matched=matched.nonzero()[:, 0])
         drawn = {name: v.to(self.device) for name, v in drawn.items()}
         return TrainingBatch(clean=self.store.batch(idx, mirror), matched_count=matched_count, **drawn)
