@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'CemiFaceError', 'log', 'progress', 'stable_seed', 'atomic_path', 'sweep', 'plain', 'write_text',
            'write_json', 'check_version', 'read_text', 'read_json', 'fingerprint', 'sha256_file', 'differences',
-           'RunFolder', 'versions', 'text_table', 'csv_text', 'Terminated', 'graceful_signals', 'held_signals']
+           'RunFolder', 'versions', 'text_table', 'csv_text', 'Terminated', 'in_main_thread', 'graceful_signals',
+           'held_signals']
 
-# %% ../nbs/00_core.ipynb #cfc536f6
+# %% ../nbs/00_core.ipynb #c3ea7c30
 import contextlib
 import csv
 import errno
@@ -24,19 +25,18 @@ import signal
 import socket
 import sys
 import threading
-import typing
+from collections.abc import Container, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 
-from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #c20852b2
+# %% ../nbs/00_core.ipynb #c5b977f3
 class CemiFaceError(Exception):
     "A mistake of the user, told in one sentence that names the file or key and what to do"
 
-# %% ../nbs/00_core.ipynb #cdab40ff
+# %% ../nbs/00_core.ipynb #c045da0f
 def log(
     msg:object, # what happened, one line
 ):
@@ -47,106 +47,122 @@ def progress(
     total:int|None, # number of steps, if known
     desc:str='', # what is being done
     unit:str='it', # what is being counted
-    **kw,
+    **kw, # for tqdm
 )->tqdm:
     "A progress bar on standard error, silent when that is no terminal or when CEMIFACE_QUIET is set"
-    quiet = bool(os.environ.get('CEMIFACE_QUIET')) or not sys.stderr.isatty()
+    quiet = True if os.environ.get('CEMIFACE_QUIET') else None           # None: tqdm looks at the terminal
     return tqdm(total=total, desc=desc, unit=unit, file=sys.stderr, disable=quiet, dynamic_ncols=True, **kw)
 
-# %% ../nbs/00_core.ipynb #cb278b61
+# %% ../nbs/00_core.ipynb #c19fdfa8
 def stable_seed(
     *parts, # what identifies the draw: text, numbers, tuples
 )->int: # 0 to 2^63 - 1
     "A seed computed from its parts alone, the same on every machine (sha256 of their repr)"
-    parts = tuple(o.item() if hasattr(o, 'item') else o for o in parts)  # a numpy or torch number counts as the number
+    parts = tuple(o.item() if hasattr(o, 'item') else o for o in parts)     # a number of numpy or torch, too
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], 'big') >> 1
 
-# %% ../nbs/00_core.ipynb #ca66f685
-_why = {errno.ENOSPC:'no space left on the device; free some or choose another place',
-        errno.EDQUOT:'the disk quota is used up; free some or choose another place',
-        errno.EFBIG:'the file is larger than the system allows; choose another place',
-        errno.EROFS:'the file system is read-only; choose another place',
-        errno.EACCES:'no permission to write there; choose another place',
-        errno.EPERM:'no permission to write there; choose another place',
-        errno.ENOTDIR:'a file stands where a folder is needed; choose another place',
-        errno.EEXIST:'a file stands where a folder is needed; choose another place',
-        errno.EISDIR:'a folder stands where the file should go; choose another place',
-        errno.ENAMETOOLONG:'the name is too long; choose a shorter one'}
+# %% ../nbs/00_core.ipynb #c59f7b0f
+ELSEWHERE = 'choose another place'
 
-def _write_error(e, path, tmp):
-    "The CemiFaceError for an exception raised while `path` was being written, or None when something else went wrong"
-    if getattr(e, 'errno', None) is None:
-        code = re.search(r'os error (\d+)', str(e))
-        full = r'No space left|requested and \d+ written|failed writing file|unexpected pos \d+ vs'
-        told = next((o for o in _why if f'strerror: {os.strerror(o)}' in str(e)), None)
-        code = int(code[1]) if code else told or (errno.ENOSPC if re.search(full, str(e)) else None)
-    elif e.filename is None: code = e.errno if e.errno in _why else None  # a failed write() names no file
-    else:
+WRITE_ERRORS = {
+    errno.ENOSPC: f'no space left on the device; free some or {ELSEWHERE}',
+    errno.EDQUOT: f'the disk quota is used up; free some or {ELSEWHERE}',
+    errno.EFBIG: f'the file is larger than the system allows; {ELSEWHERE}',
+    errno.EROFS: f'the file system is read-only; {ELSEWHERE}',
+    errno.EACCES: f'no permission to write there; {ELSEWHERE}',
+    errno.EPERM: f'no permission to write there; {ELSEWHERE}',
+    errno.ENOTDIR: f'a file stands where a folder is needed; {ELSEWHERE}',
+    errno.EEXIST: f'a file stands where a folder is needed; {ELSEWHERE}',
+    errno.EISDIR: f'a folder stands where the file should go; {ELSEWHERE}',
+    errno.ENAMETOOLONG: 'the name is too long; choose a shorter one'}
+
+# %% ../nbs/00_core.ipynb #c7809b5e
+def wrapped_errno(message):
+    "The number of the system's error in the message of a library, or None"
+    if code := re.search(r'os error (\d+)', message): return int(code[1])
+    full = r'No space left|requested and \d+ written|failed writing file|unexpected pos \d+ vs'
+    if re.search(full, message): return errno.ENOSPC
+    return next((code for code in WRITE_ERRORS if f'strerror: {os.strerror(code)}' in message), None)
+
+def write_error(e, path, tmp):
+    "The CemiFaceError for an exception while `path` was written as `tmp`; None if something else went wrong"
+    code = getattr(e, 'errno', None)
+    if code is None: code = wrapped_errno(str(e))
+    elif e.filename is not None:
         at = Path(os.fsdecode(e.filename))
-        code = e.errno if at in (path, tmp, *path.parents) or tmp in at.parents else None
-    if code is not None: return CemiFaceError(f'cannot write {path}: {_why.get(code) or os.strerror(code)+"; choose another place"}')
+        if at not in (path, tmp, *path.parents) and tmp not in at.parents: return None
+    elif code not in WRITE_ERRORS: return None              # a failed write() names no file
+    if code is None: return None
+    why = WRITE_ERRORS.get(code, f'{os.strerror(code)}; {ELSEWHERE}')
+    return CemiFaceError(f'cannot write {path}: {why}')
 
-# %% ../nbs/00_core.ipynb #c7122f37
-def _remove(p):
+# %% ../nbs/00_core.ipynb #c349fdf3
+def remove(path):
     "Delete a file or a folder, or nothing"
-    if p.is_dir() and not p.is_symlink(): shutil.rmtree(p, ignore_errors=True)
-    else: p.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
 
-def _sync(p):
-    "Flush a file, or all files of a folder, to the disk"
-    for o in ([p] if p.is_file() else [o for o in p.rglob('*') if o.is_file()]):
-        with open(o, 'rb') as f: os.fsync(f.fileno())
+def flush_to_disk(path):
+    "Flush a file, or all files of a folder"
+    for file in [path, *path.rglob('*')]:
+        if file.is_file():
+            with open(file, 'rb') as f: os.fsync(f.fileno())
 
-def _beside(path, what):
-    "A hidden name beside `path` that tells which process made it (and ends alike, since some writers go by the suffix)"
-    host = re.sub('[^A-Za-z0-9]', '', socket.gethostname())
-    return path.parent/f'.cemiface-{what}-{host}-{os.getpid()}-{random.SystemRandom().getrandbits(32):08x}-{path.name}'
+# %% ../nbs/00_core.ipynb #c76a932a
+def host_name(): return re.sub('[^A-Za-z0-9]', '', socket.gethostname())
 
-# %% ../nbs/00_core.ipynb #cb76b947
+def hidden_name(path, kind):
+    "A hidden path beside `path`, for a file that is `new` or `old`"
+    unique = f'{os.getpid()}-{random.SystemRandom().getrandbits(32):08x}'
+    return path.parent/f'.cemiface-{kind}-{host_name()}-{unique}-{path.name}'
+
+# %% ../nbs/00_core.ipynb #ced744bc
 @contextlib.contextmanager
 def atomic_path(
     path:str|os.PathLike, # the file or folder to write; its parents are made
     sync:bool=True, # flush to the disk first, so that even a power cut leaves the old or the new one
 ):
-    "Yield a temporary path that becomes `path` on success and is removed on failure. Raises CemiFaceError if it can't be written"
+    "Yield a temporary path that becomes `path`, or is removed on failure; CemiFaceError if that fails"
     path = Path(path)
-    tmp, old, made = _beside(path, 'new'), _beside(path, 'old'), [o for o in path.parents if not o.exists()]
+    tmp, old = hidden_name(path, 'new'), hidden_name(path, 'old')
+    made = [o for o in path.parents if not o.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
-        if sync: _sync(tmp)
-        if tmp.is_dir() and path.is_dir(): os.replace(path, old)  # a folder that holds something can't be replaced in one step
+        if sync: flush_to_disk(tmp)
+        if tmp.is_dir() and path.is_dir(): os.replace(path, old)   # only empty folders are replaced at once
         os.replace(tmp, path)
     except BaseException as e:
         with contextlib.suppress(OSError):
             if old.exists(): os.replace(old, path)
-            _remove(tmp)
+            remove(tmp)
             for o in made: o.rmdir()
-        if (ours := _write_error(e, path, tmp)): raise ours from e
+        if ours := write_error(e, path, tmp): raise ours from e
         raise
-    _remove(old)
+    remove(old)
 
-# %% ../nbs/00_core.ipynb #c5c63c2e
-def _alive(pid):
+# %% ../nbs/00_core.ipynb #cb4cf144
+def is_running(pid):
     "Whether a process of this machine is running"
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except PermissionError: pass
     return True
 
+# %% ../nbs/00_core.ipynb #cd00cffb
 def sweep(
     root:str|os.PathLike, # a folder of ours
     deep:bool=True, # its subfolders too
 ):
-    "Clear away what killed processes of this machine left in a folder: the half-written goes, a set-aside original comes back"
-    host = re.sub('[^A-Za-z0-9]', '', socket.gethostname())
+    "Clear away what killed processes of this machine left: half files go, a set-aside original comes back"
     for p in sorted(Path(root).glob('**/.cemiface-*' if deep else '.cemiface-*')):
-        m = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-(.*)', p.name)
-        if not m or m[2] != host or _alive(int(m[3])): continue
-        if m[1] == 'old' and not (p.parent/m[4]).exists(): os.replace(p, p.parent/m[4])
-        else: _remove(p)
+        name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-(.*)', p.name)
+        if not name or name[2] != host_name() or is_running(int(name[3])): continue
+        target = p.parent/name[4]
+        if name[1] == 'old' and not target.exists(): os.replace(p, target)
+        else: remove(p)
 
-# %% ../nbs/00_core.ipynb #c68771c6
+# %% ../nbs/00_core.ipynb #c93a1c10
 FORMAT_VERSION = 1
 
 def plain(
@@ -154,18 +170,19 @@ def plain(
     array=lambda a: a.tolist(), # what becomes of an array
 ):
     "The same in plain dicts, lists, text and numbers, as JSON and TOML know them"
-    if is_dataclass(o) and not isinstance(o, type): return {f.name:plain(getattr(o, f.name), array) for f in fields(o)}
-    if isinstance(o, dict): return {str(k):plain(v, array) for k,v in o.items()}
-    if isinstance(o, (set, frozenset)): return [plain(v, array) for v in sorted(o)]
+    if is_dataclass(o) and not isinstance(o, type): o = {f.name: getattr(o, f.name) for f in fields(o)}
+    if isinstance(o, (set, frozenset)): o = sorted(o)
+    if isinstance(o, dict): return {str(k): plain(v, array) for k, v in o.items()}
     if isinstance(o, (list, tuple)): return [plain(v, array) for v in o]
     if isinstance(o, os.PathLike): return os.fspath(o)
     if isinstance(o, float): return float(o) if math.isfinite(o) else None
-    if isinstance(o, (str, bool, int, type(None))): return o
-    if hasattr(o, 'detach'): o = (o.float() if 'bfloat16' in str(o.dtype) else o).detach().cpu()  # numpy has no bfloat16
-    if hasattr(o, 'shape'): return plain(o.item(), array) if o.shape == () else plain(array(o), array)
+    if isinstance(o, (str, int, type(None))): return o
+    if hasattr(o, 'detach'): o = o.detach().cpu()
+    if 'bfloat16' in str(getattr(o, 'dtype', '')): o = o.float()           # numpy does not know it
+    if hasattr(o, 'shape'): return plain(array(o) if o.shape else o.item(), array)
     raise TypeError(f'cannot write a {type(o).__name__} as JSON')
 
-# %% ../nbs/00_core.ipynb #cfdffc1e
+# %% ../nbs/00_core.ipynb #c8338dcc
 def write_text(
     path:str|os.PathLike, # file to write
     s:str, # its content
@@ -179,54 +196,61 @@ def write_json(
 ):
     "Write a JSON file, whole or not at all"
     obj = plain(obj)
-    if isinstance(obj, dict): obj = {'format_version':FORMAT_VERSION, **obj}
+    if isinstance(obj, dict): obj = {'format_version': FORMAT_VERSION, **obj}
     write_text(path, json.dumps(obj, indent=1)+'\n')
 
-# %% ../nbs/00_core.ipynb #c1c2d2fd
+# %% ../nbs/00_core.ipynb #ce73081e
 def check_version(
     d:dict, # what was read
     path:str|os.PathLike, # where from
 ):
     "Refuse what a later cemiface wrote. Raises CemiFaceError"
     v = d.get('format_version', FORMAT_VERSION)
-    if not isinstance(v, int): raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number; write it anew')
+    if not isinstance(v, int):
+        raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number; write it anew')
     if v > FORMAT_VERSION:
-        raise CemiFaceError(f'{path} has format_version {v}, but this cemiface knows up to {FORMAT_VERSION}; update cemiface')
+        raise CemiFaceError(f'{path} has format_version {v}, but this cemiface knows up to {FORMAT_VERSION}; '
+                            'update cemiface')
 
+# %% ../nbs/00_core.ipynb #ccf387bb
 def read_text(
     path:str|os.PathLike, # file to read
     kind:str='file', # what it should be, for the error
 )->str:
     "Read a UTF-8 text file. Raises CemiFaceError"
     try: return Path(path).read_text(encoding='utf-8-sig')
-    except (FileNotFoundError, NotADirectoryError): raise CemiFaceError(f'no {kind} at {path}; check the path') from None
-    except OSError as e: raise CemiFaceError(f'cannot read the {kind} {path}: {e.strerror or e}') from None
-    except UnicodeDecodeError: raise CemiFaceError(f'{path} is no {kind}: it is not UTF-8 text') from None
+    except (FileNotFoundError, NotADirectoryError): why = f'no {kind} at {path}; check the path'
+    except OSError as e: why = f'cannot read the {kind} {path}: {e.strerror or e}'
+    except UnicodeDecodeError: why = f'{path} is no {kind}: it is not UTF-8 text'
+    raise CemiFaceError(why)
 
 def read_json(
     path:str|os.PathLike, # file to read
     kind:str='file', # what it should be, for the error
 )->dict:
     "Read a JSON file of ours. Raises CemiFaceError when it is absent, broken, or of a newer format version"
-    try: d = json.loads(read_text(path, kind))
-    except (ValueError, RecursionError) as e: raise CemiFaceError(f'{path} is no {kind}: broken JSON ({e}); write it anew') from None
-    if not isinstance(d, dict): raise CemiFaceError(f'{path} is no {kind}: a JSON object is expected; write it anew')
+    text = read_text(path, kind)
+    try: d = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise CemiFaceError(f'{path} is no {kind}: broken JSON ({e}); write it anew') from None
+    if not isinstance(d, dict):
+        raise CemiFaceError(f'{path} is no {kind}: a JSON object is expected; write it anew')
     check_version(d, path)
     return d
 
-# %% ../nbs/00_core.ipynb #c2d67ccc
-def _array_hash(a):
-    import numpy as np
-    a = np.ascontiguousarray(a)
-    return [str(a.dtype), list(a.shape), hashlib.sha256(memoryview(a).cast('B') if a.size else b'').hexdigest()]
-
+# %% ../nbs/00_core.ipynb #c608cbeb
 def fingerprint(
     *parts, # anything that `plain` accepts
 )->str: # 16 hexadecimal digits
     "A short hash of what the parts hold"
-    s = json.dumps(plain(parts, _array_hash), sort_keys=True, separators=(',', ':'))
+    def hashed(a):
+        import numpy as np                      # here, because this module loads before anything heavy
+        a = np.ascontiguousarray(a)
+        return [str(a.dtype), list(a.shape), hashlib.sha256(a).hexdigest()]
+    s = json.dumps(plain(parts, hashed), sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(s.encode()).hexdigest()[:16]
 
+# %% ../nbs/00_core.ipynb #c4d53e7a
 def sha256_file(
     path:str|os.PathLike, # file to hash
 )->str: # 64 hexadecimal digits
@@ -235,27 +259,45 @@ def sha256_file(
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise CemiFaceError(f'cannot read {path}: {e.strerror}; check the path') from None
 
-# %% ../nbs/00_core.ipynb #c82b5b21
-_words = {int:'a whole number', float:'a number', str:'text', bool:'true or false', dict:'a table', list:'a list', type(None):'"none"'}
+# %% ../nbs/00_core.ipynb #cb84a360
+_words = {int:'a whole number', float:'a number', str:'text', bool:'true or false', dict:'a table',
+    list:'a list', type(None):'"none"'}
 
-# %% ../nbs/00_core.ipynb #cfee4419
 def _show(v): return json.dumps(plain(v), ensure_ascii=False)
 
-# %% ../nbs/00_core.ipynb #c9f5b9f5
-def _leaves(d, prefix=''):
-    "Dotted names and values of a nested dict"
-    return {k2: v2 for k, v in d.items() for k2, v2 in (_leaves(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix+k: v}).items()}
-
+# %% ../nbs/00_core.ipynb #c0361f41
 def differences(
     there:dict, # nested settings, as stored
     now:dict, # nested settings
 )->dict[str, str]: # dotted name -> 'name = this where that is asked for'
     "Which settings differ, in words"
-    there, now = _leaves(there), _leaves(plain(now))
-    show = lambda d, k: json.dumps(d[k]) if k in d else 'nothing'
-    return {k: f'{k} = {show(there, k)} where {show(now, k)} is asked for' for k in {**there, **now} if k not in there or k not in now or there[k] != now[k]}
+    def leaves(d, prefix=''):
+        for k, v in d.items():
+            if isinstance(v, dict): yield from leaves(v, f'{prefix}{k}.')
+            else: yield prefix+k, v
+    def shown(d, k): return json.dumps(d[k]) if k in d else 'nothing'
+    there, now = dict(leaves(there)), dict(leaves(plain(now)))
+    return {k: f'{k} = {shown(there, k)} where {shown(now, k)} is asked for' for k in there | now
+        if k not in there or k not in now or there[k] != now[k]}
 
-# %% ../nbs/00_core.ipynb #cb418415
+# %% ../nbs/00_core.ipynb #c2a16084
+def is_new_run(folder, kind, fingerprint, settings, force)->bool:
+    "Whether a run is new in a folder, or changed; CemiFaceError if the folder holds anything else"
+    mark, why = folder/'run.json', ''
+    if mark.exists():
+        d = read_json(mark, 'run marker')
+        if (d.get('kind'), d.get('fingerprint')) == (kind, fingerprint): return False
+        if d.get('kind') != kind: why = f' (of kind "{d.get("kind")}")'
+        elif changed := differences(d.get('settings', {}), settings or {}):
+            if changed.keys() <= set(force): return True
+            why = f', with {", ".join(changed.values())}'
+        raise CemiFaceError(f'{folder} holds another run{why}; choose another folder')
+    if folder.is_dir() and any(not o.name.startswith('.') for o in folder.iterdir()):
+        raise CemiFaceError(f'{folder} holds other files; choose another folder')
+    if folder.is_file(): raise CemiFaceError(f'{folder} is a file; choose another folder')
+    return True
+
+# %% ../nbs/00_core.ipynb #c9c40908
 class RunFolder:
     "A folder that holds one run, and remembers which stages are done"
     def __init__(self,
@@ -268,109 +310,94 @@ class RunFolder:
         fingerprint:str, # of everything that decides the result
         kind:str, # what the run makes: 'run', 'generator', 'set', ...
         settings:dict|None=None, # what the fingerprint is of, to tell differences by
-        force:typing.Container=(), # dotted names of settings that may differ from what was begun
+        force:Container=(), # dotted names of settings that may differ from what was begun
     )->'RunFolder':
-        "Begin or resume. Raises CemiFaceError when the folder holds anything else (naming the settings that differ) or can't be written"
-        self, mark = cls(path), Path(path)/'run.json'
+        "Begin or resume. Raises CemiFaceError when the folder holds anything else or can't be written"
+        self, facts = cls(path), dict(kind=kind, fingerprint=fingerprint)
         if self.path.is_dir(): sweep(self.path)
-        if mark.exists():
-            d = read_json(mark, 'run marker')
-            if (d.get('kind'), d.get('fingerprint')) != (kind, fingerprint):
-                other = 'another run' if d.get('kind') == kind else f'another run (of kind "{d.get("kind")}")'
-                changed = differences(d.get('settings', {}), settings or {}) if d.get('kind') == kind else {}
-                if not changed or any(k not in force for k in changed):
-                    raise CemiFaceError(f'{path} holds {other}{", with "*bool(changed)}{", ".join(changed.values())}; choose another --out')
-                write_json(mark, dict(kind=kind, fingerprint=fingerprint, settings=settings))
-        elif self.path.is_dir() and any(not o.name.startswith('.') for o in self.path.iterdir()):
-            raise CemiFaceError(f'{path} holds other files; choose another --out')
-        elif self.path.exists() and not self.path.is_dir(): raise CemiFaceError(f'{path} is a file; choose another --out')
-        else: write_json(mark, dict(kind=kind, fingerprint=fingerprint) | (dict(settings=settings) if settings else {}))
+        if is_new_run(self.path, kind, fingerprint, settings, force):
+            write_json(self.path/'run.json', facts | dict(settings=settings) if settings else facts)
         return self
 
-# %% ../nbs/00_core.ipynb #c010bbe7
-@patch
-def _marker(self:RunFolder, stage): return self.path/'stages'/f'{stage}.json'
+    def marker(self, stage:str)->Path:
+        "The file that marks a stage as finished"
+        return self.path/'stages'/f'{stage}.json'
 
-@patch
-def facts(self:RunFolder,
-    stage:str, # name of the stage
-)->dict: # what finish was told, and the key; empty when it isn't finished
-    "What is remembered of a stage"
-    return read_json(self._marker(stage), 'stage marker') if self._marker(stage).exists() else {}
+    def facts(self, stage:str)->dict:
+        "What is remembered of a stage, and its key; empty when it isn't finished"
+        return read_json(self.marker(stage), 'stage marker') if self.marker(stage).exists() else {}
 
-@patch
-def done(self:RunFolder,
-    stage:str, # name of the stage
-    key:str, # fingerprint of its inputs
-)->bool:
-    "Whether the stage was finished with the same inputs"
-    return self.facts(stage).get('key') == key
+    def done(self, stage:str, key:str)->bool:
+        "Whether the stage was finished with the same inputs, of which `key` is the fingerprint"
+        return self.facts(stage).get('key') == key
 
-@patch
-def finish(self:RunFolder,
-    stage:str, # name of the stage
-    key:str, # fingerprint of its inputs
-    **facts, # what to remember of it: seconds, losses, files
-):
-    "Mark the stage as finished"
-    write_json(self._marker(stage), dict(key=key, **facts))
+    def finish(self, stage:str, key:str, **facts):
+        "Mark the stage as finished; the facts (seconds, losses, files) are remembered"
+        write_json(self.marker(stage), dict(key=key, **facts))
 
-# %% ../nbs/00_core.ipynb #c780044d
+# %% ../nbs/00_core.ipynb #cbac6986
 def versions(
 )->dict: # package -> version
     "Versions of Python, this library and the ones that decide the numbers"
     import cemiface
     out = dict(python=platform.python_version(), cemiface=cemiface.__version__)
-    for o in 'torch fastai diffusers accelerate numpy pillow'.split():
-        with contextlib.suppress(metadata.PackageNotFoundError): out[o] = metadata.version(o)
+    for name in 'torch fastai diffusers accelerate numpy pillow'.split():
+        with contextlib.suppress(metadata.PackageNotFoundError): out[name] = metadata.version(name)
     return out
 
-# %% ../nbs/00_core.ipynb #cedf5025
+# %% ../nbs/00_core.ipynb #c770070c
 def text_table(
-    head:typing.Sequence[str], # names of the columns
-    rows:typing.Sequence[typing.Sequence[str]], # one sequence of texts per line
-    sides:str|None=None, # a `<` or `>` for each column; by default the first to the left and the rest to the right
+    head:Sequence[str], # names of the columns
+    rows:Sequence[Sequence[str]], # one sequence of texts per line
+    sides:str='', # a `<` or `>` for each column; by default the first to the left and the rest to the right
 )->list[str]: # the head, and one line for each row
     "Lines of text whose columns line up"
-    widths = [max(map(len, o)) for o in zip(head, *rows)]
-    sides = sides or '<'+'>'*(len(widths)-1)
-    return ['  '.join(f'{o:{a}{w}}' for o, a, w in zip(line, sides, widths)).rstrip() for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    cells = [f'{{:{side}{width}}}' for side, width in zip(sides or '<'.ljust(len(widths), '>'), widths)]
+    return ['  '.join(cells).format(*line).rstrip() for line in (head, *rows)]
 
-# %% ../nbs/00_core.ipynb #c40305b3
+# %% ../nbs/00_core.ipynb #c808f968
 def csv_text(
     rows:list[dict], # lines of a table, of the same keys
 )->str:
     "A table as CSV"
-    out = io.StringIO(); w = csv.DictWriter(out, list(rows[0]), lineterminator='\n'); w.writeheader(); w.writerows(rows)
+    out = io.StringIO()
+    table = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
     return out.getvalue()
 
-# %% ../nbs/00_core.ipynb #c1e9cab6
+# %% ../nbs/00_core.ipynb #c7ef7c8a
 class Terminated(KeyboardInterrupt):
     "SIGTERM arrived"
 
-def _raise_terminated(*_): raise Terminated
+def in_main_thread()->bool:
+    "Whether signals arrive in this thread"
+    return threading.current_thread() is threading.main_thread()
 
+# %% ../nbs/00_core.ipynb #c272e03d
 @contextlib.contextmanager
 def graceful_signals():
     "Raise Terminated on SIGTERM while the body runs (in the main thread; elsewhere signals never arrive)"
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    old = signal.signal(signal.SIGTERM, _raise_terminated)
+    def terminate(number, frame): raise Terminated
+    old = signal.signal(signal.SIGTERM, terminate) if in_main_thread() else None
     try: yield
-    finally: signal.signal(signal.SIGTERM, old)
+    finally:
+        if old is not None: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/00_core.ipynb #c9fe2dea
+# %% ../nbs/00_core.ipynb #c7d4c040
 @contextlib.contextmanager
 def held_signals():
-    "Yields a function that tells whether SIGINT or SIGTERM has arrived; the signal takes effect at the end of the body, a second one at once"
-    came = []
-    if threading.current_thread() is not threading.main_thread(): yield lambda: False; return
+    "Yield a function: has SIGINT or SIGTERM arrived? It takes effect after the body, a second one at once"
+    came, handlers = [], {}
     def note(number, frame):
-        if came: old[number](number, frame)
+        if came: handlers[number](number, frame)
         came.append(number)
-    old = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
-    held = [o for o, f in old.items() if callable(f)]            # those that would end the process outright, or are ignored, stay as they are
-    for o in held: signal.signal(o, note)
+    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread() else ():
+        handler = signal.getsignal(number)
+        if callable(handler): handlers[number] = handler     # not one that is ignored, or that kills
+    for number in handlers: signal.signal(number, note)
     try: yield lambda: bool(came)
     finally:
-        for o in held: signal.signal(o, old[o])
-    if came: old[came[0]](came[0], None)
+        for number, handler in handlers.items(): signal.signal(number, handler)
+    if came: handlers[came[0]](came[0], None)

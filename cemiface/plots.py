@@ -22,7 +22,7 @@ GREY = '#777777'
 
 LINES = ['-', '--', '-.', ':']
 
-# %% ../nbs/03_plots.ipynb #cdf2885a
+# %% ../nbs/03_plots.ipynb #cfc3ebc0
 def face_grid(
     faces, # bytes or floats in [-1,1], (n,3,h,w), array or tensor
     ncol:int=8, # faces per row
@@ -31,15 +31,14 @@ def face_grid(
 )->Image.Image:
     "Faces side by side in one picture"
     faces = faces.detach().cpu() if isinstance(faces, torch.Tensor) else torch.tensor(faces)
-    if faces.dtype != torch.uint8: faces = faces.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    n, channels, h, w = faces.shape
+    if faces.dtype != torch.uint8: faces = faces.float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    n, _, h, w = faces.shape
     ncol = min(ncol, n)
-    nrow = -(-n//ncol)
-    cells = torch.full((nrow, ncol, channels, h+pad, w+pad), 255, dtype=torch.uint8)
-    cells.flatten(0, 1)[:n, :, :h, :w] = faces
-    grid = cells.permute(0, 3, 1, 4, 2).reshape(nrow*(h+pad), ncol*(w+pad), channels)
-    grid = grid[:nrow*(h+pad)-pad, :ncol*(w+pad)-pad].numpy()
-    return Image.fromarray(grid.repeat(scale, 0).repeat(scale, 1))
+    cells = np.full((-(-n//ncol)*ncol, h+pad, w+pad, 3), 255, np.uint8)
+    cells[:n, :h, :w] = faces.permute(0, 2, 3, 1)
+    rows = [np.hstack(row) for row in cells.reshape(-1, ncol, h+pad, w+pad, 3)]
+    picture = np.vstack(rows)[:-pad or None, :-pad or None]
+    return Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1))
 
 # %% ../nbs/03_plots.ipynb #c27daadb
 def plot_similarity(
@@ -57,27 +56,27 @@ def plot_similarity(
     ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/03_plots.ipynb #cd2bfcbf
+# %% ../nbs/03_plots.ipynb #c3473114
 def standard_deviation(
     row:dict, # accuracies by recogniser and generator under `seeds`
+    y:str='accuracy', # which figure: only accuracies are measured with several seeds
 )->float: # in percentage points; 0 where there is one seed
     "Standard deviation over seeds of an accuracy"
     seeds = np.ravel(row.get('seeds', []))
-    return 100*np.std(seeds, ddof=1) if len(seeds) > 1 else 0
+    return 100*np.std(seeds, ddof=1) if y == 'accuracy' and len(seeds) > 1 else 0
 
-# %% ../nbs/03_plots.ipynb #ccd3eb6b
+# %% ../nbs/03_plots.ipynb #caa253ac
 def wide_axes(height=3.6, rows=1):
-    "A figure that is also readable on a phone, and its axes, one below the other"
+    "A figure that can also be read on a phone, and its axes, one below the other"
     fig = Figure(figsize=(5.6, height), dpi=140, layout='constrained')
     return fig, fig.subplots(rows, sharex=True, squeeze=False)[:, 0]
 
-def scaled(rows, y):
-    "Rows that have a value of `y`, these values (accuracies in percent), and their standard deviations over seeds"
-    rows = [r for r in rows if r.get(y) is not None]
-    if y == 'accuracy': return rows, [100*r[y] for r in rows], [standard_deviation(r) for r in rows]
-    return rows, [r[y] for r in rows], None
+def values_of(rows, *keys):
+    "Rows that have all keys, and their values of the last; accuracies in percent"
+    rows = [r for r in rows if all(r.get(key) is not None for key in keys)]
+    return rows, [100*r[keys[-1]] if keys[-1] == 'accuracy' else r[keys[-1]] for r in rows]
 
-# %% ../nbs/03_plots.ipynb #cd16774e
+# %% ../nbs/03_plots.ipynb #cdc9a942
 def curve(
     lines:dict[str, list[dict]], # name -> rows, in order
     x:str='similarity', # key of the horizontal axis
@@ -89,27 +88,31 @@ def curve(
     fig = Figure(figsize=(6.4, 3.6), dpi=90, layout='constrained')
     ax = fig.subplots()
     for (name, rows), colour in zip(lines.items(), COLOURS):
-        rows, heights, error = scaled([r for r in rows if r.get(x) is not None], y)
-        ax.errorbar([r[x] for r in rows], heights, error, marker='o', ms=4, capsize=2, color=colour, label=name)
+        rows, heights = values_of(rows, x, y)
+        error = [standard_deviation(r) for r in rows] if y == 'accuracy' else None
+        ax.errorbar([r[x] for r in rows], heights, error, marker='o', ms=4, capsize=2, color=colour,
+            label=name)
         for r, height in zip(rows, heights):
             if isinstance(r.get('m'), float):
                 ax.annotate(f'{r["m"]:g}', (r[x], height), (0, 6), textcoords='offset points', ha='center',
                     fontsize=7, color=colour)
-    for r, height, ls in zip(flat, scaled(flat, y)[1], LINES[1:]): ax.axhline(height, ls=ls, color=GREY, label=r['name'])
+    for r, height, style in zip(flat, values_of(flat, y)[1], ('--', ':', '-.')):
+        ax.axhline(height, ls=style, color=GREY, label=r['name'])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/03_plots.ipynb #c6a6f0e2
+# %% ../nbs/03_plots.ipynb #c19c3ff7
 def bars(
     rows:list[dict], # one each, from top to bottom
     y:str='accuracy', # key
     ylabel:str='verification accuracy, %', # with the unit
 )->Figure:
     "A point for each row, with the standard deviation over seeds"
-    rows, values, error = scaled(rows[::-1], y)
+    rows, values = values_of(rows[::-1], y)
     fig = Figure(figsize=(6.4, .4*len(rows)+.9), dpi=90, layout='constrained')
     ax = fig.subplots()
+    error = [standard_deviation(r, y) for r in rows]
     ax.errorbar(values, [r['name'] for r in rows], xerr=error, fmt='o', color=BLUE, capsize=3)
     ax.grid(axis='y', alpha=.3)
     ax.set(xlabel=ylabel)

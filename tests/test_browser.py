@@ -24,8 +24,8 @@ pipe = load_generator(ASSETS/'generator')
 judge, some = load_encoder(ASSETS/'judge'), toy_faces(8, 1, pipe.size, first=600_000).images
 pipe.keep(calibrate(pipe, some, judge, 'sphere', [0, .5, .8, 1], 1))
 w = explore(pipe, toy_faces(3, 1, pipe.size, first=900_000), m=.95, n=4)
-w''', '''w.wait(); exec(w.code().replace('face =', 'pipe.keep(w.curves["sphere"]); face ='))                      # the folder has no calibration
-Path('again.txt').write_text(repr((w.wish.similarity, out.similarity.tolist() == w.history[0][2])))''']
+w''', '''w.wait(); exec(w.code())                      # by m, for the folder has no calibration
+Path('again.txt').write_text(repr((w.settings.similarity, out.similarity.tolist() == w.history[0].similarity)))''']
 
 def notebook(cells):
     code = [dict(cell_type='code', id=f'c{i}', metadata={}, execution_count=None, outputs=[], source=o) for i, o in enumerate(cells)]

@@ -21,7 +21,7 @@ def examine(*folders):
     from cemiface.data.toy import toy_faces
     from cemiface.recognition.verification import verify
     pairs = PairSet.from_faces(toy_faces(60, 6, first=5000), 1000, folds=5)
-    with open('accuracy.json', 'w') as f: json.dump([verify(load_encoder(o), pairs)['accuracy'] for o in folders], f)
+    with open('accuracy.json', 'w') as f: json.dump([verify(load_encoder(o), pairs).accuracy for o in folders], f)
 
 @pytest.fixture
 def people(tmp_path, monkeypatch):

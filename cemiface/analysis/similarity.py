@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['similarity_to_inquiry', 'within_identity', 'identity_centres', 'between_identity', 'nearest', 'rank1', 'pair_cosines',
            'random_pairs', 'equal_error_rate', 'set_roc', 'label_margins', 'label_noise', 'similarity_groups',
-           'cosines_around_inquiry', 'within_covariance', 'leakage', 'Analysis', 'set_embeddings', 'file_of', 'analyse']
+           'cosines_around_inquiry', 'within_covariance', 'Analysis', 'set_embeddings', 'file_of', 'analyse']
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c8d13277
 import math
@@ -27,7 +27,15 @@ def unit_rows(
     "Embeddings scaled to length one"
     return unit(np.asarray(e, np.float32))
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cd6638fb
+# %% ../../nbs/60_analysis.similarity.ipynb #c5f5a163
+def slices(
+    n:int, # rows
+    size:int, # of a slice, rows
+)->list[slice]:
+    "Slices that cover all rows one after the other"
+    return [slice(i, i+size) for i in range(0, n, size)]
+
+# %% ../../nbs/60_analysis.similarity.ipynb #cee3fdea
 def similarity_to_inquiry(
     e, # embeddings of a set, (n,d)
     e_inquiry, # embeddings of the inquiries, (k,d)
@@ -36,31 +44,30 @@ def similarity_to_inquiry(
     "Cosine of every face to its own inquiry"
     return (unit_rows(e)*unit_rows(e_inquiry)[labels]).sum(1)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cdc607ae
+# %% ../../nbs/60_analysis.similarity.ipynb #c4a2a106
 def identity_sums(
     x, # rows of numbers, (n,d)
     labels, # identity of each, (n,)
-)->tuple: # sums, float64 (k,d), identities sorted; place of each row's identity among them (n,); number of rows of each (k,)
-    "Sum of the rows of every identity"
+)->tuple: # sums, float64 (k,d); place of each row's identity in them (n,); number of rows of each (k,)
+    "Sum of the rows of every identity, in sorted order"
     _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     sums = torch.zeros(len(count), x.shape[1], dtype=torch.float64)
-    for i in range(0, len(x), 65536):                          # in parts: float64 takes twice the memory
-        part = slice(i, i+65536)
+    for part in slices(len(x), 65536):                         # float64 takes twice the memory
         sums.index_add_(0, torch.as_tensor(place[part]), torch.as_tensor(x[part]).double())
     return sums.numpy(), place, count
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c252df57
+# %% ../../nbs/60_analysis.similarity.ipynb #c6e7d9f3
 def mean_product_of_pairs(
     x, # vectors, (n,d)
     labels, # identity of each, (n,)
 )->float: # NaN if no identity has two
     "Mean scalar product over all pairs of one identity"
     sums, _, count = identity_sums(x, labels)
-    pairs = (count*(count-1)/2).sum()
+    pairs = (count*(count-1)).sum()                            # ordered ones
     squares = np.einsum('nd,nd->', x, x, dtype=np.float64)
-    return float(((sums**2).sum() - squares)/2/pairs) if pairs else math.nan
+    return float(((sums**2).sum() - squares)/pairs) if pairs else math.nan
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c4241fd0
+# %% ../../nbs/60_analysis.similarity.ipynb #cb3d9967
 def within_identity(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -68,7 +75,7 @@ def within_identity(
     "Mean cosine over all pairs of faces of one identity"
     return mean_product_of_pairs(unit_rows(e), labels)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c50f2db8
+# %% ../../nbs/60_analysis.similarity.ipynb #ca3ca16e
 def identity_centres(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -77,7 +84,7 @@ def identity_centres(
     sums, _, _ = identity_sums(unit_rows(e), labels)
     return unit(sums).astype(np.float32)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c7433d98
+# %% ../../nbs/60_analysis.similarity.ipynb #ca116cb5
 def between_identity(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -86,7 +93,7 @@ def between_identity(
     centres = identity_centres(e, labels)
     return mean_product_of_pairs(centres, np.zeros(len(centres)))
 
-# %% ../../nbs/60_analysis.similarity.ipynb #ccb26b8d
+# %% ../../nbs/60_analysis.similarity.ipynb #c8dd54d0
 def nearest(
     e, # embeddings, (n,d)
     others, # embeddings, (k,d), may be a memory map
@@ -95,24 +102,21 @@ def nearest(
     who=None, # identities of either side, ((n,), (k,)): pairs of one identity are left out
 )->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,), -2 where there is none; its row in others (n,)
     "Nearest of the others for every embedding, in bounded memory"
-    best = torch.full((len(e),), -2., device=device)
-    where = torch.zeros(len(e), dtype=torch.int64, device=device)
-    for i in range(0, len(e), batch):
-        rows = slice(i, i+batch)
-        left = torch.as_tensor(unit_rows(e[rows])).to(device)
-        for j in range(0, len(others), batch):
-            columns = slice(j, j+batch)
-            cosines = left @ torch.as_tensor(unit_rows(others[columns])).to(device).T
+    best, where = torch.full((len(e),), -2., device=device), torch.zeros(len(e), dtype=int, device=device)
+    for rows in slices(len(e), batch):
+        left = torch.tensor(unit_rows(e[rows]), device=device)
+        for columns in slices(len(others), batch):
+            cosines = left @ torch.tensor(unit_rows(others[columns]), device=device).T
             if who is not None:
                 same = np.equal.outer(who[0][rows], who[1][columns])
-                cosines[torch.as_tensor(same).to(device)] = -2
+                cosines[torch.tensor(same, device=device)] = -2
             highest, at = cosines.max(1)
             better = highest > best[rows]
             best[rows][better] = highest[better]
-            where[rows][better] = at[better]+j
+            where[rows][better] = at[better]+columns.start
     return best.cpu().numpy(), where.cpu().numpy()
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c2dec5e1
+# %% ../../nbs/60_analysis.similarity.ipynb #c29c8ca2
 def rank1(
     e, # embeddings, (n,d)
     labels, # row of the own inquiry, (n,)
@@ -121,7 +125,7 @@ def rank1(
     "Fraction of faces whose most similar inquiry is their own"
     return float((nearest(e, e_inquiry)[1] == labels).mean())
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c004e689
+# %% ../../nbs/60_analysis.similarity.ipynb #c59b69c4
 def pair_cosines(
     e, # embeddings, (n,d), may be a memory map
     left, # rows, (p,)
@@ -130,12 +134,11 @@ def pair_cosines(
 )->np.ndarray: # cosines, (p,)
     "Cosine of every pair, in bounded memory"
     cosines = np.empty(len(left), np.float32)
-    for i in range(0, len(left), batch):
-        part = slice(i, i+batch)
+    for part in slices(len(left), batch):
         cosines[part] = (unit_rows(e[left[part]])*unit_rows(e[right[part]])).sum(1)
     return cosines
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cf703380
+# %% ../../nbs/60_analysis.similarity.ipynb #c16ea287
 def random_pairs(
     labels, # identity of each face, (n,)
     pairs:int, # how many
@@ -150,8 +153,8 @@ def random_pairs(
     n, order = len(place), np.argsort(place, kind='stable')
     size = count[place[order]]                                 # of the block of each face, in sorted order
     first = (np.cumsum(count)-count)[place[order]]             # where that block starts
-    able = np.flatnonzero(size > 1) if same else np.arange(n)
-    if not len(able) or (not same and len(count) < 2):
+    able = np.flatnonzero(size > 1 if same else size < n)
+    if not len(able):
         kind = 'one identity' if same else 'different identities'
         raise CemiFaceError(f'there are no two faces of {kind} among {n}; add some')
     left = able[rng.integers(0, len(able), pairs)]
@@ -160,53 +163,47 @@ def random_pairs(
     else: right = (first+size+rng.integers(0, n-size))%n
     return order[left], order[right]
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c94007f5
+# %% ../../nbs/60_analysis.similarity.ipynb #c235b469
 def equal_error_rate(
     sim:np.ndarray, # cosines, (n,)
     same:np.ndarray, # of one identity?, bool (n,)
 )->float: # in [0,1]: 0 where the two kinds do not overlap, 0.5 at chance
     "Where false acceptance equals false refusal; CemiFaceError unless both kinds of pairs occur"
     fpr, tpr, _ = roc(sim, same)
-    over = fpr+tpr-1                                           # rises from -1 to 1
-    i = int((over >= 0).argmax())
-    fraction = -over[i-1]/(over[i]-over[i-1])                  # on the straight line between two points
-    return float(fpr[i-1] + fraction*(fpr[i]-fpr[i-1]))
+    return float(np.interp(0, fpr+tpr-1, fpr))                 # fpr+tpr-1 rises from -1 to 1
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cb112883
+# %% ../../nbs/60_analysis.similarity.ipynb #cb192bf6
 def set_roc(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
     pairs:int=20_000, # of one identity, and as many of two
-    seed:int=0, # other pairs for another seed
-    fars=(1e-2, 1e-3), # false acceptance rates
 )->dict: # eer, tar_at_far {far: fraction}; sim (2*pairs,) and same (2*pairs,), as roc and plot_roc take them
     """How well a judge tells pairs of one label from pairs of two.
 
     CemiFaceError without two faces of one and of two identities"""
-    sim = np.concatenate([pair_cosines(e, *random_pairs(labels, pairs, same, seed)) for same in (True, False)])
+    sim = np.concatenate([pair_cosines(e, *random_pairs(labels, pairs, same)) for same in (True, False)])
     same = np.arange(2*pairs) < pairs
-    return dict(eer=equal_error_rate(sim, same), tar_at_far=tar_at_far(sim, same, fars), sim=sim, same=same)
+    return dict(eer=equal_error_rate(sim, same), tar_at_far=tar_at_far(sim, same), sim=sim, same=same)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cd19baf8
+# %% ../../nbs/60_analysis.similarity.ipynb #c4e7641e
 def label_margins(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
     device:str='cpu', # where to multiply
 )->np.ndarray: # in [-2,2], (n,); NaN for a face alone in its identity
-    """Cosine to the centre of the own identity without the face, minus the cosine to the nearest other centre.
+    """Cosine to the centre of the own identity without the face, minus that to the nearest other centre.
 
     CemiFaceError for a single identity"""
     x = unit_rows(e)
     sums, place, count = identity_sums(x, labels)
     if len(count) < 2: raise CemiFaceError('label noise needs at least two identities')
     own = np.empty(len(x))
-    for i in range(0, len(x), 4096):
-        part = slice(i, i+4096)
+    for part in slices(len(x), 65536):
         own[part] = (x[part]*unit(sums[place[part]]-x[part])).sum(1)
     other, _ = nearest(x, sums, device=device, who=(place, np.arange(len(sums))))
     return np.where(count[place] > 1, own-other, np.nan)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cc35b864
+# %% ../../nbs/60_analysis.similarity.ipynb #cab5f7d0
 def label_noise(
     margins:np.ndarray, # of label_margins, (n,)
 )->float: # in [0,1], NaN if every face is alone
@@ -214,39 +211,38 @@ def label_noise(
     known = margins[~np.isnan(margins)]
     return float((known < 0).mean()) if len(known) else math.nan
 
-# %% ../../nbs/60_analysis.similarity.ipynb #c6d64191
+# %% ../../nbs/60_analysis.similarity.ipynb #c9b2c6ee
 def similarity_groups(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
     k:int=5, # groups
     each:bool=False, # cut every identity by itself, rather than the whole set?
-)->tuple[np.ndarray, list[dict]]: # group of each face (n,); a row a group: group, images, identities, mean, min, max
+)->tuple: # group of each face (n,); a row a group: group, images, identities, mean, min, max
     """Groups of equal size, or nearly so, by the cosine to the centre of the identity; 0 is the most similar.
 
     CemiFaceError for more groups than faces"""
     place = np.unique(labels, return_inverse=True)[1]
     if not 1 <= k <= len(place): raise CemiFaceError(f'{len(place)} faces cannot be cut into {k} groups')
     cosines = similarity_to_inquiry(e, identity_centres(e, labels), place)
-    block = place if each else np.zeros_like(place)
-    order = np.lexsort((-cosines, block))                      # block by block, the most similar first
-    count = np.bincount(block)
-    rank = np.arange(len(place)) - (np.cumsum(count)-count)[block[order]]
-    group = np.empty(len(place), int)
-    group[order] = rank*k//count[block[order]]
-    rows = []
+    blocks = place if each else np.zeros_like(place)
+    group, rows = np.empty(len(place), int), []
+    for b in np.unique(blocks):
+        block = np.flatnonzero(blocks == b)
+        order = block[np.argsort(-cosines[block], kind='stable')]   # the most similar first
+        group[order] = np.arange(len(block))*k//len(block)
     for g in np.unique(group):
         c, people = cosines[group == g], np.unique(place[group == g])
         rows.append(dict(group=int(g), images=len(c), identities=len(people), mean=float(c.mean()),
                          min=float(c.min()), max=float(c.max())))
     return group, rows
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cf99224d
+# %% ../../nbs/60_analysis.similarity.ipynb #c72283a8
 def cosines_around_inquiry(
     e, # embeddings of a set, (n,d)
     e_inquiry, # embeddings of the inquiries, (k,d)
     labels, # row of e_inquiry of each face, (n,)
 )->dict[str, float]: # similarity, within, even, common, image_to_centre, inquiry_to_centre
-    "Mean cosines that tell whether faces lie around their inquiry; `even` is what `within` would be if they did"
+    "Mean cosines that tell whether faces lie around their inquiry: if so, `within` is as large as `even`"
     s = similarity_to_inquiry(e, e_inquiry, labels)[:, None]
     away = unit_rows(e) - s*unit_rows(e_inquiry)[labels]       # without the component along the inquiry
     within, similarity = within_identity(e, labels), float(s.mean())
@@ -255,11 +251,11 @@ def cosines_around_inquiry(
                 common=within_identity(away, labels), image_to_centre=image_to_centre,
                 inquiry_to_centre=similarity/image_to_centre)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #ce0b90de
+# %% ../../nbs/60_analysis.similarity.ipynb #c47a45a3
 def within_covariance(
     e, # embeddings of real faces, (n,d)
     labels, # identity of each, (n,)
-)->np.ndarray: # factor, float32 (d,d): factor @ factor.T is the covariance; columns are its axes, the longest first
+)->np.ndarray: # float32 (d,d), the longest column first; factor @ factor.T is the covariance
     """How the unit embeddings of a person's photos deviate from the person's mean, over all persons.
 
     CemiFaceError if nobody has two photos"""
@@ -267,33 +263,19 @@ def within_covariance(
     sums, _, count = identity_sums(x, labels)
     if len(x) == len(count):
         raise CemiFaceError('deviations within an identity need at least two faces of one; add photos')
-    squares = 0
-    for i in range(0, len(x), 65536):
-        part = x[i:i+65536].astype(np.float64)
-        squares = squares + part.T @ part
+    parts = (x[part].astype(np.float64) for part in slices(len(x), 65536))
+    squares = sum(part.T @ part for part in parts)
     variances, axes = np.linalg.eigh((squares - (sums.T/count) @ sums)/(len(x)-len(count)))
     return (axes*np.sqrt(variances.clip(0)))[:, ::-1].astype(np.float32)
 
-# %% ../../nbs/60_analysis.similarity.ipynb #cb3bd0d3
-def leakage(
-    e, # embeddings of the set, or of its identity centres, (n,d)
-    e_train, # embeddings of the training faces, (k,d)
-    device:str='cpu', # where to multiply
-)->dict: # max, mean: cosines; who: (row of the set, training row) of the maximum; cosine, nearest: one entry a row of the set
-    "How near a set comes to the faces that its generator was trained on"
-    cosines, at = nearest(e, e_train, device=device)
-    most = int(cosines.argmax())
-    return dict(max=float(cosines.max()), mean=float(cosines.mean()), who=(most, int(at[most])),
-                cosine=cosines, nearest=at)
-
-# %% ../../nbs/60_analysis.similarity.ipynb #cefab7fe
+# %% ../../nbs/60_analysis.similarity.ipynb #cae49cc8
 @dataclass(frozen=True)
 class Analysis:
-    "What a set is, by one judge; `asdict` gives the facts as results.json has them, None for what cannot be known"
+    "What a set is, by one judge; `asdict` gives the facts as results.json has them, None for the unknown"
     images:int # faces of the set
     identities:int|None # of those faces
     similarity_to_inquiry:dict|None # mean, std: cosine of a face to its inquiry; judge
-    leakage:dict|None # max, mean: cosine to the nearest training face; judge; who: the two faces of the maximum
+    leakage:dict|None # max, mean: cosine to the nearest training face; judge; who: both faces of the maximum
     within_identity:dict # mean: cosine of two faces of one identity; judge
     between_identity:dict # mean: cosine of the centres of two identities; judge
     rank1:float|None # fraction of faces whose most similar inquiry is their own
@@ -305,11 +287,13 @@ class Analysis:
                    'two identities (their centres)': self.between_identity,
                    'a face and the nearest training face': self.leakage}
         def cells(found): return [f'{found[k]:.3f}' if k in found else '' for k in ('mean', 'std', 'max')]
-        rows = [[name, *cells(found)] for name, found in cosines.items() if found and found['mean'] is not None]
-        kind = f'of {self.identities:,} identities' if self.identities else 'without labels'
-        lines = [f'{self.images:,} faces {kind}; cosines by {self.within_identity["judge"]}',
+        known = {name: found for name, found in cosines.items() if found and found['mean'] is not None}
+        rows = [[name, *cells(found)] for name, found in known.items()]
+        judge = self.within_identity['judge']
+        lines = [f'{self.images} faces of {self.identities or "unknown"} identities, judged by {judge}',
                  *text_table(['cosine between', 'mean', 'std', 'max'], rows)]
-        if self.rank1 is not None: lines.append(f'{self.rank1:.1%} of the faces are nearest to their own inquiry')
+        if self.rank1 is not None:
+            lines.append(f'{self.rank1:.1%} of the faces are nearest to their own inquiry')
         return '\n'.join(lines)
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c897045a
@@ -329,7 +313,7 @@ def file_of(
     "How a reader finds a face"
     return i if faces.files is None else str(faces.files[i])
 
-# %% ../../nbs/60_analysis.similarity.ipynb #ce28e5a5
+# %% ../../nbs/60_analysis.similarity.ipynb #c896a777
 def analyse(
     faces:FaceSet, # a synthetic set, or any other
     judge:FaceEncoder, # best one that took no part in making the set
@@ -345,16 +329,17 @@ def analyse(
     similarity = near = rank = around = None
     if inquiries is not None:
         if not faces.identities or y.max() >= len(inquiries):
-            raise CemiFaceError(f'the set has labels up to {y.max()} and there are {len(inquiries)} inquiries; '
-                                'give the inquiries in the order of the labels')
+            raise CemiFaceError(f'the set has labels up to {y.max()} and there are {len(inquiries)} '
+                                'inquiries; give the inquiries in the order of the labels')
         e_inquiry = set_embeddings(judge, inquiries, cache, device)
         s = similarity_to_inquiry(e, e_inquiry, y)
         similarity = dict(mean=float(s.mean()), std=float(s.std()), judge=name)
         rank, around = rank1(e, y, e_inquiry), cosines_around_inquiry(e, e_inquiry, y)
     if against is not None:
-        found = leakage(e, set_embeddings(judge, against, cache, device), device or 'cpu')
-        i, j = found['who']
-        near = dict(max=found['max'], mean=found['mean'], judge=name, who=[file_of(faces, i), file_of(against, j)])
+        cosines, where = nearest(e, set_embeddings(judge, against, cache, device), device=device or 'cpu')
+        i = int(cosines.argmax())
+        near = dict(max=float(cosines[i]), mean=float(cosines.mean()), judge=name,
+                    who=[file_of(faces, i), file_of(against, int(where[i]))])
     def mean_of(measure):
         cosine = measure(e, y) if faces.identities else math.nan
         return dict(mean=None if math.isnan(cosine) else cosine, judge=name)

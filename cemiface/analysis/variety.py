@@ -6,7 +6,7 @@
 __all__ = ['PREDICTORS', 'pixels', 'NuisanceProbe', 'nuisance_probe', 'within_variance', 'nuisance_variety', 'residual_variety',
            'frechet_distance', 'read_groups', 'by_group', 'toy_groups', 'suggest', 'map_points', 'embedding_map']
 
-# %% ../../nbs/61_analysis.variety.ipynb #cf9dd735
+# %% ../../nbs/61_analysis.variety.ipynb #c1298198
 import csv
 import math
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..core import CemiFaceError, read_text
 from ..plots import COLOURS
@@ -22,17 +21,18 @@ from ..data.faces import FaceSet, to_float
 from ..data.toy import IDENTITY, NUISANCE, toy_faces, toy_nuisance
 from ..encoders.backbones import unit
 from ..recognition.verification import bootstrap_interval
-from .similarity import identity_sums, unit_rows
+from .similarity import identity_sums, slices, unit_rows
 
-# %% ../../nbs/61_analysis.variety.ipynb #c556f550
+# %% ../../nbs/61_analysis.variety.ipynb #c4f220bd
 def pixels(
     images, # uint8 (n,3,h,w)
     side:int=16, # average down to so many pixels
     batch:int=4096, # images at a time
 )->np.ndarray: # float32 (n, 3*side*side) in [-1,1]
     "Coarse images as rows of numbers"
-    parts = [to_float(images[i:i+batch]) for i in range(0, len(images), batch)]
-    return np.concatenate([F.interpolate(part, (side, side), mode='area').flatten(1).numpy() for part in parts])
+    coarse = torch.nn.AdaptiveAvgPool2d(side)
+    parts = [coarse(to_float(images[part])).flatten(1) for part in slices(len(images), batch)]
+    return torch.cat(parts).numpy()
 
 # %% ../../nbs/61_analysis.variety.ipynb #c1d0cd92
 def _scaled_ridge():
@@ -70,19 +70,18 @@ def nuisance_probe(
     r2 = r2_score(truth[cut:], model.predict(seen[cut:]), multioutput='raw_values')
     return NuisanceProbe(model, dict(zip(NUISANCE, r2.tolist())))
 
-# %% ../../nbs/61_analysis.variety.ipynb #cec577a7
+# %% ../../nbs/61_analysis.variety.ipynb #cf4e2487
 def within_variance(
     x, # numbers, (n,d)
     labels, # identity of each row, (n,)
 )->np.ndarray: # (d,)
     "Variance of every column within identities, pooled; CemiFaceError if no identity has two faces"
-    x = np.asarray(x, np.float64)
     sums, _, count = identity_sums(x, labels)
     if len(x) == len(count):
         raise CemiFaceError('variance within an identity needs at least two faces of one; add some')
     return ((x**2).sum(0) - (sums**2/count[:, None]).sum(0))/(len(x)-len(count))
 
-# %% ../../nbs/61_analysis.variety.ipynb #c5887af4
+# %% ../../nbs/61_analysis.variety.ipynb #cc667ce1
 def nuisance_variety(
     probe:NuisanceProbe, # of nuisance_probe
     images, # of the set, uint8 (n,3,h,w)
@@ -91,26 +90,25 @@ def nuisance_variety(
     readable:float=.25, # leave nuisances out of which the probe explains less
 )->dict: # mean, and each: nuisance -> variance within identities as a multiple of that of the photos
     "How much pose, light, background and so on vary within identities, beside real photos"
-    names = [k for k in NUISANCE if probe.r2[k] >= readable]
-    at = [NUISANCE.index(k) for k in names]
-    real = within_variance(probe(photos.images)[:, at], photos.labels)
-    ratio = within_variance(probe(images)[:, at], labels)/real
-    return dict(mean=float(ratio.mean()), each=dict(zip(names, ratio.tolist())))
+    ratio = within_variance(probe(images), labels)/within_variance(probe(photos.images), photos.labels)
+    each = {k: v for k, v in zip(NUISANCE, ratio.tolist()) if probe.r2[k] >= readable}
+    return dict(mean=float(np.mean(list(each.values()))), each=each)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c240f2d2
+# %% ../../nbs/61_analysis.variety.ipynb #c3607642
 def residual_variety(
     images, # of the set, uint8 (n,3,h,w)
     e, # their embeddings, (n,d)
     labels, # identity of each, (n,)
     side:int=16, # look at so many pixels
     most:int=20_000, # look at the identities, in random order, that hold the first so many faces
-    seed:int=0, # of the order
-)->dict: # total: mean over pixels in [-1,1] of their variance within identities; left: not predicted; share: left/total
-    "How much images of an identity vary at equal embedding; CemiFaceError for fewer than two identities of two faces"
+)->dict: # total: mean variance of pixels in [-1,1] within identities; left: not predicted; share: left/total
+    """How much images of an identity vary at equal embedding.
+
+    CemiFaceError for fewer than two identities of two faces"""
     from sklearn.model_selection import cross_val_predict, GroupKFold
     place = np.unique(labels, return_inverse=True)[1]
     count = np.bincount(place)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(count > 1))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(count > 1))
     if len(order) < 2:
         raise CemiFaceError('variety within identities needs at least two identities of two faces; add some')
     chosen = order[:max(2, int((np.cumsum(count[order]) <= most).sum()))]
@@ -126,22 +124,16 @@ def residual_variety(
     total, left = variance(seen), variance(seen-predicted)
     return dict(total=total, left=left, share=left/total)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c93cbaa1
-class _FeaturesOfBytes(torch.nn.Module):
-    "A network of images in [-1,1], made to take bytes"
-    def __init__(self, network, sample):
-        super().__init__()
-        self.network = network.eval()
-        self.num_features = self(sample).shape[1]              # torchmetrics asks for it
+# %% ../../nbs/61_analysis.variety.ipynb #c7d138cc
+class _BytesToFloat(torch.nn.Module):
+    "Images in [-1,1] from bytes"
+    def forward(self, images): return to_float(images)
 
-    @torch.inference_mode()
-    def forward(self, images): return self.network(to_float(images)).float().flatten(1)
-
-# %% ../../nbs/61_analysis.variety.ipynb #c088233a
+# %% ../../nbs/61_analysis.variety.ipynb #c04aacd7
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
     others, # of another, for instance real ones, uint8 (k,3,h,w)
-    network=None, # features: (b,3,h,w) in [-1,1] -> (b,d), for instance a FaceEncoder; by default Inception with 2,048
+    network=None, # features: (b,3,h,w) in [-1,1] -> (b,d), a FaceEncoder for instance; by default Inception
     batch:int=256, # images at a time
     device:str='cpu', # where to compute
 )->float: # 0 for equal means and covariances
@@ -151,20 +143,21 @@ def frechet_distance(
     from torchmetrics.image.fid import FrechetInceptionDistance
     if min(len(images), len(others)) < 2:
         raise CemiFaceError('a Fréchet distance needs at least two images on either side')
-    def part(x, i): return torch.tensor(np.ascontiguousarray(x[i:i+batch])).to(device)
-    try:
-        feature = 2048 if network is None else _FeaturesOfBytes(network.to(device), part(images, 0)[:1])
-        fid = FrechetInceptionDistance(feature).to(device)
+    def tensor(x): return torch.tensor(np.ascontiguousarray(x), device=device)
+    features = 2048                                            # of Inception
+    if network is not None:
+        features = torch.nn.Sequential(_BytesToFloat(), network, torch.nn.Flatten()).to(device).eval()
+        features.num_features = features(tensor(images[:1])).shape[1]   # torchmetrics asks for it
+    try: fid = FrechetInceptionDistance(features).to(device)
     except Exception as e:
-        if network is not None: raise
-        raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its Inception weights, '
-                            'downloaded at the first use; or give another network of features '
-                            f'({str(e).splitlines()[0]})') from e
+        raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its '
+                            'Inception weights, downloaded at the first use; or give another network of '
+                            f'features ({str(e).splitlines()[0]})') from e
     for x, real in ((others, True), (images, False)):
-        for i in range(0, len(x), batch): fid.update(part(x, i), real=real)
+        for part in slices(len(x), batch): fid.update(tensor(x[part]), real=real)
     return float(fid.compute())
 
-# %% ../../nbs/61_analysis.variety.ipynb #cc16542d
+# %% ../../nbs/61_analysis.variety.ipynb #cdc987be
 def read_groups(
     path, # CSV with the columns identity and group; it may name more identities than needed
     names, # of the identities, FaceSet.names for instance
@@ -176,27 +169,28 @@ def read_groups(
     known = {}
     for line, row in enumerate(rows, 2):
         identity, group = row['identity'], row['group']
-        if not identity or not group: raise CemiFaceError(f'{path} line {line}: an identity and a group are expected')
+        if not identity or not group:
+            raise CemiFaceError(f'{path} line {line}: an identity and a group are expected')
         before = known.setdefault(identity, group)
         if before != group:
-            raise CemiFaceError(f'{path} line {line}: {identity} is in the groups {before} and {group}; keep one')
+            raise CemiFaceError(f'{path} line {line}: {identity} is in the groups {before} and {group}; '
+                                'keep one')
     absent = [o for o in names if o not in known]
     if absent:
         more = f' and {len(absent)-3} more' if len(absent) > 3 else ''
         raise CemiFaceError(f'{path} has no group for {", ".join(absent[:3])}{more}; add a line')
     return np.array([known[o] for o in names])
 
-# %% ../../nbs/61_analysis.variety.ipynb #caca5078
+# %% ../../nbs/61_analysis.variety.ipynb #c9b7c4b3
 def by_group(
     values, # one number a face (or a pair), (n,); NaN counts as absent
-    groups, # of each, (n,)
-    who, # identity of each, (n,)
-    other=None, # the second identity, of a pair, (n,)
+    groups:np.ndarray, # of each, (n,)
+    who:np.ndarray, # identity of each, (n,)
+    other:np.ndarray|None=None, # the second identity, of a pair, (n,)
 )->list[dict]: # group, count, identities, mean, ci95; one row a group, sorted
     "Means by group, with intervals for which people are drawn anew"
-    values, groups, who = np.asarray(values, np.float64), np.asarray(groups), np.asarray(who)
-    other = who if other is None else np.asarray(other)
-    known, rows = ~np.isnan(values), []
+    values, other, rows = np.asarray(values, np.float64), who if other is None else other, []
+    known = ~np.isnan(values)
     for g in np.unique(groups[known]):
         ok = known & (groups == g)
         v, a, b = values[ok], who[ok], other[ok]
@@ -204,50 +198,49 @@ def by_group(
                          ci95=list(bootstrap_interval(v, a, b))))
     return rows
 
-# %% ../../nbs/61_analysis.variety.ipynb #c7acf179
+# %% ../../nbs/61_analysis.variety.ipynb #cb506a5e
 def toy_groups(
     identity, # vectors of toy_identities, (k,38)
 )->dict[str, np.ndarray]: # skin tone, hair length: text (k,) each
     "Thirds of the toy population by skin tone and hair length"
-    def third(key, names):
+    def third(key, *names):
         value = np.asarray(identity)[:, IDENTITY.index(key)]
         return np.array(names)[np.digitize(value, [-1/3, 1/3])]
-    return {'skin tone': third('skin_tone', ['dark', 'middle', 'light']),
-            'hair length': third('hair_length', ['short', 'shoulder', 'long'])}
+    return {'skin tone': third('skin_tone', 'dark', 'middle', 'light'),
+            'hair length': third('hair_length', 'short', 'shoulder', 'long')}
 
-# %% ../../nbs/61_analysis.variety.ipynb #ca6d0602
+# %% ../../nbs/61_analysis.variety.ipynb #cc62c8c8
 PREDICTORS = ('within', 'rank1', 'label_noise', 'variety')
 
 def _largest_match(m, values, target):
-    "The largest m at which the line through the points has the value, and whether there is one; else the nearest m"
+    "The largest m at which the line through the points has the value (inside), else the m that comes nearest"
     for a, b, u, v in zip(m, m[1:], values, values[1:]):
         if min(u, v) <= target <= max(u, v):
             return dict(m=a if u == v else a+(b-a)*(target-u)/(v-u), inside=True)
     return dict(m=m[int(np.argmin(np.abs(np.array(values)-target)))], inside=False)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c2fec438
+# %% ../../nbs/61_analysis.variety.ipynb #c145e758
 def suggest(
     rows:list[dict], # m and some of PREDICTORS, one a set of the same inquiries
     real_row:dict, # the same of real photos
-)->dict: # m, inside (does the range hold a match?): by the first predictor there is; by: predictor -> m, inside
+)->dict: # by: predictor -> m, inside (does the range hold a match?); m, inside: of the first predictor
     """The m at which a set is like real photos, without training a recogniser.
 
     CemiFaceError for fewer than two sets, or nothing to compare"""
-    if len({r['m'] for r in rows}) < 2: raise CemiFaceError('a suggestion needs sets of at least two values of m')
-    rows = sorted(rows, key=lambda r: -r['m'])
-    by = {}
+    rows, by = sorted(rows, key=lambda r: -r['m']), {}
+    if rows[0]['m'] == rows[-1]['m']:
+        raise CemiFaceError('a suggestion needs sets of at least two values of m')
     for k in PREDICTORS:
-        target, *values = [r.get(k) for r in (real_row, *rows)]
-        if any(v is None or math.isnan(v) for v in (target, *values)): continue
-        by[k] = _largest_match([r['m'] for r in rows], values, target)
+        found = [r.get(k) for r in (real_row, *rows)]
+        if any(v is None or math.isnan(v) for v in found): continue
+        by[k] = _largest_match([r['m'] for r in rows], found[1:], found[0])
     if not by: raise CemiFaceError(f'the sets and the real photos share none of {", ".join(PREDICTORS)}')
     return next(iter(by.values())) | dict(by=by)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c8579a64
+# %% ../../nbs/61_analysis.variety.ipynb #c1298b48
 def map_points(
     e, # embeddings, (n,d)
     method:str='pca', # 'pca' or 'tsne'
-    seed:int=0, # of t-SNE
 )->np.ndarray: # (n,2)
     "Unit embeddings in two dimensions; CemiFaceError for another method"
     from sklearn.decomposition import PCA
@@ -255,11 +248,10 @@ def map_points(
     if method not in ('pca', 'tsne'):
         raise CemiFaceError(f"method {method!r} of the map is unknown; it is 'pca' or 'tsne'")
     e = unit_rows(e)
-    perplexity = min(30, max(2, len(e)//4))
-    reduce = PCA(2, random_state=seed) if method == 'pca' else TSNE(2, perplexity=perplexity, init='pca', random_state=seed)
-    return reduce.fit_transform(e)
+    if method == 'pca': return PCA(2, random_state=0).fit_transform(e)
+    return TSNE(2, perplexity=min(30, max(2, len(e)//4)), init='pca', random_state=0).fit_transform(e)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c995382f
+# %% ../../nbs/61_analysis.variety.ipynb #c26c1423
 def embedding_map(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
@@ -267,15 +259,13 @@ def embedding_map(
     judge:str='the judge', # whose embeddings they are
     identities:int=12, # show the first so many
     ax=None, # axes to draw on
-    seed:int=0, # of t-SNE
 ): # the axes
     "Faces as points, one colour and mark an identity"
     shown = np.unique(labels)[:identities]
     keep = np.isin(labels, shown)
-    points, y = map_points(np.asarray(e)[keep], method, seed), np.asarray(labels)[keep]
+    points, y = map_points(e[keep], method), labels[keep]
     ax = ax or plt.subplots(figsize=(4.2, 3.4), dpi=72)[1]
-    for i, k in enumerate(shown):
-        ax.scatter(*points[y == k].T, s=14, color=COLOURS[i%7], marker='os^Dv'[i%5], label=str(k))
+    for i, k in enumerate(shown): ax.scatter(*points[y == k].T, s=14, color=COLOURS[i%7], marker='os^Dv'[i%5])
     name = dict(pca='PCA', tsne='t-SNE')[method]
     ax.set(xlabel=f'{name} 1', ylabel=f'{name} 2', title=f'{len(shown)} identities, by {judge}')
     return ax

@@ -6,86 +6,84 @@
 __all__ = ['LANDMARKS', 'five_points', 'similarity_transform', 'align_face', 'AlignRules', 'misfit', 'choose_face',
            'read_landmarks', 'ListedFaces', 'import_path', 'DetectedFaces', 'align_folder']
 
-# %% ../../nbs/13_data.align.ipynb #cf8ecc98
+# %% ../../nbs/13_data.align.ipynb #ce838d19
 import collections
-import importlib
 import os
+import pkgutil
 import re
 import sys
 import threading
-import warnings
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..core import (
-    CemiFaceError, fingerprint, progress, read_text, RunFolder, sha256_file, write_text)
+from ..core import CemiFaceError, fingerprint, RunFolder, sha256_file, write_text
 from ..recipe import setting
-from .formats import scan_folder
-from .faces import _decode, _threads, save_image
+from .formats import read_columns, scan_folder
+from .faces import decode_to_array, in_threads, picture_to_bytes, save_image
 
-# %% ../../nbs/13_data.align.ipynb #c4b5d81f
+# %% ../../nbs/13_data.align.ipynb #c5257c83
 LANDMARKS = 'left eye', 'right eye', 'nose', 'left corner of the mouth', 'right corner of the mouth'
-
-_PLACES = np.array([(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])
 
 def five_points(
     size:int=112, # side of the aligned face, pixels
 )->np.ndarray: # (5,2), x and y of LANDMARKS
     "Where the five landmarks of an aligned face lie (ArcFace's template)"
-    return (_PLACES+.5)*size/112-.5
+    places = np.array([(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])
+    return (places+.5)*size/112-.5
 
+# %% ../../nbs/13_data.align.ipynb #c1b0e94d
 def similarity_transform(
     src, # points, (n,2)
     dst, # where they should come to lie, (n,2)
 )->np.ndarray: # (2,3), to be applied to (x, y, 1)
-    "The turn, scale and shift of least squared error, without reflection (Umeyama, 1991). Raises CemiFaceError when all points coincide"
-    z, w = np.asarray(src, np.float64) @ [1, 1j], np.asarray(dst, np.float64) @ [1, 1j]
-    spread = z.var()
-    if not 0 < spread < np.inf: raise CemiFaceError('the landmarks coincide or are no numbers, so nothing can be aligned by them')
-    a = np.vdot(z-z.mean(), w)/len(z)/spread   # in the plane of complex numbers, a turn with a scale is a factor
-    b = w.mean()-a*z.mean()
+    "Turn, scale and shift of least squared error. Raises CemiFaceError when all points coincide"
+    z, w = np.asarray(src, float) @ [1, 1j], np.asarray(dst, float) @ [1, 1j]
+    if not 0 < z.var() < np.inf:
+        raise CemiFaceError('the landmarks coincide or are no numbers, so nothing can be aligned by them')
+    (a, b), *_ = np.linalg.lstsq(np.c_[z, np.ones(len(z))], w)
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
-# %% ../../nbs/13_data.align.ipynb #c5e222a3
+# %% ../../nbs/13_data.align.ipynb #cca43656
 def align_face(
     image:np.ndarray, # bytes, RGB, (3,h,w)
     landmarks, # (5,2), in pixels of the image, in the order of LANDMARKS
     size:int=112, # side of the result, pixels
 )->np.ndarray: # bytes, (3,size,size)
-    "The face in its standard place; black where the picture ends. Raises CemiFaceError when all landmarks coincide"
-    m = similarity_transform(landmarks, five_points(size))
-    a, b, half = complex(*m[:, 0]), complex(*m[:, 2]), .5+.5j   # Pillow counts from the corner of the first pixel
-    k = max(1, round(min(1/abs(a), 1.5*np.sqrt(image[0].size)/size)))
-    turn, shift = 1/(a*k), half-(half+b)/a
-    im = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    back = turn.real, -turn.imag, shift.real, turn.imag, turn.real, shift.imag
-    im = im.transform((size*k, size*k), Image.Transform.AFFINE, np.round(back, 9), Image.Resampling.BILINEAR)  # rounded: Pillow truncates
-    return np.ascontiguousarray(np.asarray(im.reduce(k)).transpose(2, 0, 1))
+    "The face in its standard place; black where the picture ends. Raises CemiFaceError like the transform"
+    transform = similarity_transform(landmarks, five_points(size))
+    turn, shift = transform[:, [0, 2]].T @ [1, 1j]
+    finer = max(1, round(min(1/abs(turn), 1.5*np.sqrt(image[0].size)/size)))
+    half = .5+.5j   # Pillow counts from the corner of the first pixel
+    back, origin = 1/(turn*finer), half-(half+shift)/turn
+    inverse = back.real, -back.imag, origin.real, back.imag, back.real, origin.imag
+    inverse = np.round(inverse, 9)  # Pillow truncates
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    picture = picture.transform(2*[size*finer], Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
+    return picture_to_bytes(picture.reduce(finer))
 
-# %% ../../nbs/13_data.align.ipynb #ca512415
-@dataclass
+# %% ../../nbs/13_data.align.ipynb #c5583100
+@dataclass(frozen=True)
 class AlignRules:
     "When a photo is left out"
-    min_side:float = setting(32., 'smallest side of a face (of the square that is cut out), pixels of the photo', above=0)
-    rival:float = setting(.6, 'largest prominence (size times score) of a second face, as a share of the first', lo=0, hi=1)
-    max_misfit:float = setting(10., 'largest distance of landmarks from their places (root mean square), pixels of 112', above=0)
+    min_side:float = setting(32., 'smallest side of the square that is cut out, pixels of the photo', above=0)
+    rival:float = setting(.6, 'largest size times score of a second face, fraction of the first', lo=0, hi=1)
+    max_misfit:float = setting(10., 'largest distance of landmarks from their places, pixels of 112', above=0)
 
-def _side(points): return 112*np.sqrt(points.var(0).sum()/_PLACES.var(0).sum())   # of the square that aligning cuts out, about
-
+# %% ../../nbs/13_data.align.ipynb #c4c81ddd
 def misfit(
     landmarks, # (5,2), any scale
-)->tuple[float,float]: # as they are, and with left and right exchanged
-    "How far the landmarks lie from their places after the best transform: root mean square, in pixels of an aligned face of 112"
-    p, out = np.asarray(landmarks, np.float64), []
-    for q in (p, p*[-1, 1]):
-        left = np.c_[q, np.ones(5)] @ similarity_transform(q, _PLACES).T - _PLACES
-        out.append(float(np.sqrt((left**2).sum(1).mean())))
-    return tuple(out)
+)->tuple: # as they are, and with left and right exchanged
+    "Root mean square distance of landmarks from their places after the best transform, pixels of 112"
+    def distance(points):
+        transform = similarity_transform(points, five_points())
+        off = np.c_[points, np.ones(5)] @ transform.T - five_points()
+        return float(np.sqrt((off**2).sum(1).mean()))
+    return distance(landmarks), distance(landmarks*np.array([-1, 1]))
 
+# %% ../../nbs/13_data.align.ipynb #c6fbae6c
 def choose_face(
     found:list, # (landmarks (5,2), score) of each face; scores above 0, more is surer
     height:int, # of the picture, pixels
@@ -93,49 +91,56 @@ def choose_face(
     rules:AlignRules, # when to refuse
 )->tuple: # landmarks of the one face and None, or None and why there is none
     "The face that a photo is of, unless it is doubtful"
+    def side(points):  # of the square that aligning cuts out, about
+        return 112*np.sqrt(np.var(points, 0).sum()/np.var(five_points(), 0).sum())
+    found = sorted(((side(points)*score, points) for points, score in found), key=lambda o: -o[0])
     if not found: return None, 'no face'
-    found = sorted(((np.asarray(p, np.float64), s) for p,s in found), key=lambda o: -_side(o[0])*o[1])
-    points, score = found[0]
-    if len(found) > 1 and _side(found[1][0])*found[1][1] > rules.rival*_side(points)*score: return None, 'several faces'
+    if len(found) > 1 and found[1][0] > rules.rival*found[0][0]: return None, 'several faces'
+    points = np.asarray(found[0][1], float)
     if (points < -.5).any() or (points > np.array([width, height])-.5).any(): return None, 'outside'
-    if _side(points) < rules.min_side: return None, 'too small'
+    if side(points) < rules.min_side: return None, 'too small'
     straight, mirrored = misfit(points)
     if mirrored < straight: return None, 'mirrored'
     return (None, 'misshapen') if straight > rules.max_misfit else (points, None)
 
-# %% ../../nbs/13_data.align.ipynb #cf04fc7b
+# %% ../../nbs/13_data.align.ipynb #cfcd2373
 def read_landmarks(
-    path:str|os.PathLike, # text file, one line a face
-)->tuple[list[str],np.ndarray,np.ndarray]: # paths (n), landmarks (n,5,2) and scores (n,), 1 where there is none, both float32
+    path:str|Path, # text file, one line a face
+)->tuple: # paths (n), landmarks (n,5,2), scores (n,), 1 where there is none; both float32
     "Read a list of landmarks. Raises CemiFaceError naming the line that is wrong"
     names, rows = [], []
-    for no,line in enumerate(read_text(path, 'list of landmarks').split('\n'), 1):
-        if not line.strip(): continue
-        name, *numbers = [o.strip() for o in line.split('\t')] if '\t' in line else line.split()
-        try: values = np.array(numbers, np.float32)
-        except ValueError: values = np.array([np.nan])
-        if len(values) not in (10, 11) or not np.isfinite(values).all():
-            raise CemiFaceError(f'{path} line {no}: a path, ten coordinates and perhaps a score are expected')
-        if len(values) == 11 and values[10] <= 0: raise CemiFaceError(f'{path} line {no}: the score is {numbers[10]}, but must be above 0')
-        names.append(name); rows.append(values if len(values) == 11 else np.r_[values, np.float32(1)])
-    if not names: raise CemiFaceError(f'{path} is empty; a line a face is expected: path x1 y1 ... x5 y5 [score]')
+    for line, (name, *numbers) in read_columns(path, 'list of landmarks'):
+        try: row = np.array([*numbers, '1'][:11], np.float32)
+        except ValueError: row = np.array([np.nan])
+        if len(numbers) not in (10, 11) or not np.isfinite(row).all():
+            raise CemiFaceError(f'{path} line {line}: a path, ten coordinates '
+                                'and perhaps a score are expected')
+        if row[10] <= 0:
+            raise CemiFaceError(f'{path} line {line}: the score is {numbers[10]}, but must be above 0')
+        names.append(name.strip())
+        rows.append(row)
+    if not names:
+        raise CemiFaceError(f'{path} is empty; a line a face is expected: path x1 y1 ... x5 y5 [score]')
     rows = np.stack(rows)
     return names, rows[:, :10].reshape(-1, 5, 2), rows[:, 10]
 
+# %% ../../nbs/13_data.align.ipynb #c4864b7c
 class ListedFaces:
     "Looks up the faces of a photo in a list of landmarks"
     def __init__(self,
-        path:str|os.PathLike, # as for read_landmarks
+        path:str|Path, # as for read_landmarks
     ):
-        self.path, self.key, self.faces = path, sha256_file(path), {}
-        for name,points,score in zip(*read_landmarks(path)): self.faces.setdefault(Path(name).as_posix(), []).append((points, float(score)))
+        self.path, self.key, self.faces = path, sha256_file(path), collections.defaultdict(list)
+        for name, points, score in zip(*read_landmarks(path)):
+            self.faces[Path(name).as_posix()].append((points, float(score)))
 
     def check(self,
         names:list[str], # paths of the photos
     ):
         "Raises CemiFaceError when the list is about other photos"
-        if not any(o in self.faces for o in names):
-            raise CemiFaceError(f'{self.path} is about none of these photos: it names {min(self.faces)}, for instance; the first photo is {names[0]}')
+        if self.faces.keys().isdisjoint(names):
+            raise CemiFaceError(f'{self.path} is about none of these photos: it names {min(self.faces)}, '
+                                f'for instance; the first photo is {names[0]}')
 
     def __call__(self,
         name:str, # path of a photo
@@ -144,23 +149,26 @@ class ListedFaces:
         "The faces of a photo"
         return self.faces.get(name, [])
 
-# %% ../../nbs/13_data.align.ipynb #c60f6b5c
+# %% ../../nbs/13_data.align.ipynb #c60c6b1b
 def import_path(
     spec:str, # pkg.module:name; the module may lie in the current folder
     what:str, # what it should be, for the error
 ): # the object
     "Import what the user named. Raises CemiFaceError when there is no such thing"
     module, _, name = spec.partition(':')
-    if not re.fullmatch(r'\w+(\.\w+)*:\w+(\.\w+)*', spec): raise CemiFaceError(f'{spec!r} names no {what}; pkg.module:name is expected')
-    if (here := os.getcwd()) not in sys.path and '' not in sys.path: sys.path.append(here)
-    try: o = importlib.import_module(module)
-    except ImportError as e: raise CemiFaceError(f'cannot import {module} for the {what} {spec}: {e}; install it, or start where it lies') from e
-    for part in name.split('.'):
-        try: o = getattr(o, part)
-        except AttributeError: raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from None
-    if not callable(o): raise CemiFaceError(f'{spec} is no function, but {what}s are made by one')
-    return o
+    if not re.fullmatch(r'\w+(\.\w+)*:\w+(\.\w+)*', spec):
+        raise CemiFaceError(f'{spec!r} names no {what}; pkg.module:name is expected')
+    if not {os.getcwd(), ''} & set(sys.path): sys.path.append(os.getcwd())
+    try: found = pkgutil.resolve_name(spec)
+    except ImportError as e:
+        raise CemiFaceError(f'cannot import {module} for the {what} {spec}: {e}; '
+                            'install it, or start where it lies') from e
+    except AttributeError as e:
+        raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from e
+    if not callable(found): raise CemiFaceError(f'{spec} is no function, but {what}s are made by one')
+    return found
 
+# %% ../../nbs/13_data.align.ipynb #c452d0fd
 class DetectedFaces:
     "Finds the faces of a photo by a detector, one photo at a time"
     def __init__(self,
@@ -176,38 +184,40 @@ class DetectedFaces:
     )->list: # (landmarks, score) of each face
         "The faces of a photo. Raises CemiFaceError when the detector returns anything else"
         with self.lock: found = self.detect(np.ascontiguousarray(image.transpose(1, 2, 0)))
-        try: out = [(np.asarray(points, np.float64), float(score)) for points,score,*_ in found]
-        except (TypeError, ValueError): out = [(np.empty(0), 0)]
-        if all(p.shape == (5, 2) and np.isfinite(p).all() and s > 0 for p,s in out): return out
+        try: faces = [(np.array(points, float).reshape(5, 2), float(score)) for points, score, *_ in found]
+        except (TypeError, ValueError): faces = [(np.nan, 0)]
+        if all(np.isfinite(points).all() and score > 0 for points, score in faces): return faces
         raise CemiFaceError(f'{self.key} returned for {name} what is no list of (five points, score above 0)')
 
-# %% ../../nbs/13_data.align.ipynb #cf132a0f
+# %% ../../nbs/13_data.align.ipynb #c33c9a99
 def align_folder(
-    root:str|os.PathLike, # photos, root/IDENTITY/*.jpg or flat
-    out:str|os.PathLike, # folder for the faces, in the same order
+    root:str|Path, # photos, root/IDENTITY/*.jpg or flat
+    out:str|Path, # folder for the faces, in the same order
     faces_of:ListedFaces|DetectedFaces, # finds the faces of a photo
     size:int=112, # side of the faces, pixels
-    rules:AlignRules|None=None, # when a photo is left out
+    rules:AlignRules=AlignRules(), # when a photo is left out
     image_format:str='png', # or 'jpg'
     workers:int|None=None, # threads; by default one per core, 8 at most
 )->dict: # images, aligned, dropped {reason: count}
-    "Align all photos of a folder. Raises CemiFaceError for missing photos, another list, or an output folder of another run"
-    root, out, rules = Path(root), Path(out), rules or AlignRules()
-    names = [o for o,_ in scan_folder(root)]
-    faces_of.check([o.as_posix() for o in names])
-    RunFolder.open(out, fingerprint('align', os.fspath(root.resolve()), faces_of.key, size, rules, image_format), 'aligned')
-    stems = [o.with_suffix('') for o in names]
-    twice = {o for o,n in collections.Counter(stems).items() if n > 1}   # a.jpg beside a.png: both keep their suffix
-    def one(i):
-        to = out/f'{names[i] if stems[i] in twice else stems[i]}.{image_format}'
-        if to.exists(): return None
-        try: image = _decode(root/names[i], None)
+    "Align all photos of a folder. Raises CemiFaceError for missing photos or an output folder of another run"
+    root, out = Path(root), Path(out)
+    names = [name for name, _ in scan_folder(root)]
+    faces_of.check([name.as_posix() for name in names])
+    key = fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format)
+    RunFolder.open(out, key, 'aligned')
+    stems = collections.Counter(name.with_suffix('') for name in names)
+    def align_photo(name):
+        stem = name.with_suffix('')
+        if stems[stem] > 1: stem = name  # a.jpg beside a.png: both keep their suffix
+        target = out/f'{stem}.{image_format}'
+        if target.exists(): return None
+        try: image = decode_to_array(root/name)
         except CemiFaceError: return 'unreadable'
-        points, why = choose_face(faces_of(names[i].as_posix(), image), *image.shape[1:], rules)
-        if why is None: save_image(align_face(image, points, size), to)
+        points, why = choose_face(faces_of(name.as_posix(), image), *image.shape[1:], rules)
+        if why is None: save_image(align_face(image, points, size), target)
         return why
-    with warnings.catch_warnings(action='ignore'), ThreadPool(_threads(workers)) as pool, progress(len(names), 'aligning', 'img') as bar:
-        why = [bar.update() or o for o in pool.imap(one, range(len(names)), chunksize=8)]
-    dropped = [(reason, o.as_posix()) for reason,o in zip(why, names) if reason]
-    write_text(out/'dropped.txt', ''.join(f'{reason}\t{o}\n' for reason,o in dropped))
-    return dict(images=len(names), aligned=len(names)-len(dropped), dropped=dict(sorted(collections.Counter(o for o,_ in dropped).items())))
+    reasons = in_threads(align_photo, names, 'aligning', workers)
+    dropped = [(why, name.as_posix()) for why, name in zip(reasons, names) if why]
+    write_text(out/'dropped.txt', ''.join(f'{why}\t{name}\n' for why, name in dropped))
+    counts = collections.Counter(why for why, _ in dropped)
+    return dict(images=len(names), aligned=len(names)-len(dropped), dropped=dict(sorted(counts.items())))

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'record', 'Record', 'RecordFile', 'read_rec', 'write_rec', 'read_tars', 'write_tars', 'read_bin', 'write_bin',
-           'pair_people', 'tar_shards', 'scan', 'pair_entries', 'with_inquiries', 'pack', 'unpack']
+           'pair_people', 'tar_shards', 'scan', 'pack', 'unpack']
 
-# %% ../../nbs/11_data.packed.ipynb #c55000f6
+# %% ../../nbs/11_data.packed.ipynb #c389bb7e
+import collections
 import contextlib
 import functools
 import glob
 import io
+import itertools
 import json
 import mmap
 import os
@@ -19,501 +21,578 @@ import pickletools
 import re
 import struct
 import tarfile
-import typing
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
-from fastcore.basics import patch
 
-from ..core import atomic_path, CemiFaceError, log, read_text
-from .formats import (_line, _listing, Entry, IMAGE_SUFFIXES, inside, Pairs, read_pairs,
-    scan_folder, write_metadata, write_pairs)
+from ..core import atomic_path, CemiFaceError, log, write_text
+from .formats import (
+    Entry, find_inquiries, IMAGE_SUFFIXES, inside, is_whole_number, list_folder, number_in_order, Pairs,
+    pairs_text, read_columns, read_pairs, reading, scan_folder, write_metadata)
 
-# %% ../../nbs/11_data.packed.ipynb #c7cf44c5
-def _mapped(path, kind):
-    "A file as memory that is read only where it is looked at"
-    try:
-        with open(path, 'rb') as f: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError: raise CemiFaceError(f'no {kind} at {path}; check the path') from None
-    except ValueError: raise CemiFaceError(f'{path} is empty; fetch it again') from None
-    except OSError as e: raise CemiFaceError(f'cannot read the {kind} {path}: {e.strerror}') from None
+# %% ../../nbs/11_data.packed.ipynb #c89a23bc
+def map_file(path, kind): # a file, and what it should be, for the error
+    "A file as memory that is read only where it is looked at. Raises CemiFaceError"
+    with reading(path, kind), open(path, 'rb') as f:
+        try: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError: raise CemiFaceError(f'{path} is empty; fetch it again') from None
 
-def _safe(name, where):
-    "A name out of somebody's list as IDENTITY/FILE or FILE. Raises CemiFaceError when it leads elsewhere or names no image"
-    p = PurePosixPath(name)
-    odd = re.search(r'[\0-\x1f\\\ud800-\udfff]', name)  # the last are bytes that are no UTF-8
-    if p.is_absolute() or '..' in p.parts or odd or p.suffix.lower() not in IMAGE_SUFFIXES:
-        raise CemiFaceError(f'{where} names {name[:80]!r}; images need relative names that stay inside, like IDENTITY/1.jpg')
-    return '/'.join(p.parts[-2:])
+# %% ../../nbs/11_data.packed.ipynb #cfef27b9
+def safe_name(name, where): # a path, and the list that gives it, for the error
+    "A name as IDENTITY/FILE or FILE. Raises CemiFaceError when it leads elsewhere or names no image"
+    path = PurePosixPath(name)
+    control = re.search(r'[\0-\x1f\\\ud800-\udfff]', name)  # the last range are bytes that are no UTF-8
+    if path.is_absolute() or '..' in path.parts or control or path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise CemiFaceError(f'{where} names {name[:80]!r}; images need relative names that stay inside, '
+                            'like IDENTITY/1.jpg')
+    return '/'.join(path.parts[-2:])
 
-# %% ../../nbs/11_data.packed.ipynb #ca8f4a41
-def _fresh(*paths):
-    "Nothing of somebody else's is written over"
-    for p in paths:
-        if Path(p).exists(): raise CemiFaceError(f'{p} exists already; choose another name or remove it')
+def printable(text): # a name or an error that comes from somebody else's file
+    "At most 80 characters of it that are safe to print"
+    return repr(str(text))[1:-1][:80] or type(text).__name__
 
-# %% ../../nbs/11_data.packed.ipynb #c99a5563
+# %% ../../nbs/11_data.packed.ipynb #c5bc5974
+def refuse_existing(*paths): # files or folders that will be written
+    "Raises CemiFaceError when one of them exists"
+    for path in paths:
+        if path.exists(): raise CemiFaceError(f'{path} exists already; choose another name or remove it')
+
+@contextlib.contextmanager
+def new_path(path, sync=True): # file or folder to write; see `atomic_path`
+    "Yields a temporary path that becomes `path` on success. Raises CemiFaceError when that exists"
+    refuse_existing(Path(path))
+    with atomic_path(path, sync) as tmp: yield tmp
+
+# %% ../../nbs/11_data.packed.ipynb #c50cd02c
+def by_identity(entries): # images
+    "The order in which sets are written"
+    return sorted(entries, key=lambda o: (o.identity or '', o.name))
+
+def set_facts(out, entries): # what was written, and the images that it holds
+    "What `pack` and `unpack` tell of a set"
+    return dict(out=str(out), images=len(entries), identities=len({o.identity for o in entries} - {None}))
+
+# %% ../../nbs/11_data.packed.ipynb #cdc0327f
 MAGIC = struct.pack('<I', 0xced7230a)
 
 def record(
     payload:bytes, # anything
 )->bytes: # whole records, a multiple of 4 bytes
     "A payload as RecordIO, cut where the magic stands at a multiple of 4. ValueError for 512 MiB or more"
-    cuts, i = [], payload.find(MAGIC)
-    while i >= 0:
-        if i % 4 == 0: cuts.append(i)
-        i = payload.find(MAGIC, i+1 if i % 4 else i+4)
-    parts = [payload[a:b] for a,b in zip([0, *(o+4 for o in cuts)], [*cuts, len(payload)])]
+    words = np.frombuffer(payload[:len(payload)//4*4], '<u4')
+    cuts = 4*np.flatnonzero(words == struct.unpack('<I', MAGIC)[0])
+    parts = [payload[a:b] for a, b in zip([0, *(cuts+4)], [*cuts, len(payload)])]
     if max(map(len, parts)) >= 2**29: raise ValueError('a record holds less than 512 MiB')
-    flags = [1, *[2]*(len(parts)-2), 3] if cuts else [0]
-    return b''.join(MAGIC+struct.pack('<I', f<<29 | len(p))+p+bytes(-len(p)%4) for f,p in zip(flags, parts))
+    flags = [1, *[2]*(len(parts)-2), 3] if len(parts) > 1 else [0]
+    return b''.join(struct.pack('<4sI', MAGIC, flag << 29 | len(part)) + part + bytes(-len(part) % 4)
+                    for flag, part in zip(flags, parts))
 
-def _parts(view, at):
-    "Where the parts of the record at a byte lie, and where it ends; ValueError with the reason"
-    parts = []
-    while True:
-        if at % 4 or at+8 > len(view) or view[at:at+4] != MAGIC: raise ValueError('no record starts there')
-        flag, n = divmod(struct.unpack_from('<I', view, at+4)[0], 2**29)
+# %% ../../nbs/11_data.packed.ipynb #c0874754
+def record_payload(data, at): # a .rec, and the byte where a record starts
+    "The payload and the end of a record. Raises ValueError when it is broken, struct.error when cut off"
+    parts, flag = [], None
+    while flag not in (0, 3):
+        if at % 4 or data[at:at+4] != MAGIC: raise ValueError('no record starts there')
+        flag, size = divmod(struct.unpack_from('<I', data, at+4)[0], 2**29)
+        end = at+8+size
         if flag > 3 or (flag > 1) != bool(parts): raise ValueError('its parts are out of order')
-        parts.append((at+8, at+8+n)); at += 8+n+-n%4
-        if parts[-1][1] > len(view): raise ValueError('it is cut off')
-        if flag in (0, 3): return parts, at
+        if end > len(data): raise ValueError('it is cut off')
+        parts.append(data[at+8:end])
+        at = end+-size % 4
+    return parts[0] if flag == 0 else MAGIC.join(parts), at  # a whole one is not copied
 
-# %% ../../nbs/11_data.packed.ipynb #ce623b8d
-class Record(typing.NamedTuple):
+# %% ../../nbs/11_data.packed.ipynb #cc8639a4
+class Record(NamedTuple):
     "A record of images"
-    labels:tuple[float,...] # one, or as many as its flag says
+    labels:tuple # one number, or as many as its flag says
     key:int # its id
-    image:memoryview|bytes # encoded
+    image:memoryview # encoded; bytes where the magic stood in it
     end:int # byte where the next record starts
 
+# %% ../../nbs/11_data.packed.ipynb #cb1f9c96
+def parse_record(data, at): # a .rec, and the byte where a record starts
+    "That `Record`. Raises ValueError when it is broken, struct.error when it is cut off"
+    payload, end = record_payload(data, at)
+    count, label, key, _ = struct.unpack_from('<IfQQ', payload)
+    labels = struct.unpack_from(f'<{count}f', payload, 24) if count else (label,)
+    return Record(labels, key, payload[24+4*count:], end)
+
+# %% ../../nbs/11_data.packed.ipynb #cfb255fd
+def walk_records(rec): # a RecordFile
+    "Where the records start, by their keys, found by reading them one after the other"
+    found, at = [], 0
+    while at < len(rec.view):
+        record = rec.read(at)
+        found.append((record.key, at))
+        at = record.end
+    by_id = dict(found)
+    return by_id if len(by_id) == len(found) else dict(enumerate(at for _, at in found))
+
+# %% ../../nbs/11_data.packed.ipynb #c21a4711
+def read_index(rec, path): # a RecordFile, and its FILE.idx
+    "Where the records start, by their keys. Raises CemiFaceError when the index is broken or of another file"
+    index = {}
+    for number, columns in read_columns(path, 'index'):
+        if len(columns) != 2 or not all(map(is_whole_number, columns)) or int(columns[0]) in index:
+            raise CemiFaceError(f'{path} line {number}: "key TAB byte" is expected, each key once; '
+                                f'without the file, {rec.path.name} is walked through')
+        key, at = map(int, columns)
+        index[key] = at
+    if sum(rec.read(at).end-at for at in index.values()) > len(rec.view):
+        raise CemiFaceError(f'{path}: its records overlap; it belongs to another file than {rec.path.name}')
+    return index
+
+# %% ../../nbs/11_data.packed.ipynb #c0194d48
 class RecordFile:
-    "A .rec, with or without its .idx: records by their keys. Raises CemiFaceError when either is absent or broken"
+    "A .rec, with or without its .idx: records by their keys. Raises CemiFaceError when either is broken"
     def __init__(self,
-        path:str|os.PathLike, # FILE.rec; FILE.idx beside it is used when there
+        path:str|Path, # FILE.rec; FILE.idx beside it is used when there
     ):
-        self.path, idx = Path(path), Path(path).with_suffix('.idx')
-        self.view = memoryview(_mapped(path, 'RecordIO file'))
-        self.at = self._indexed(idx) if idx.exists() else self._walked()   # key -> byte
+        self.path = Path(path)
+        self.view = memoryview(map_file(path, 'RecordIO file'))
+        index = self.path.with_suffix('.idx')
+        self.at = read_index(self, index) if index.exists() else walk_records(self)
 
     def __len__(self): return len(self.at)
     def __getitem__(self, key)->Record: return self.read(self.at[key])
+
+    def read(self,
+        at:int, # byte
+    )->Record:
+        "The record that starts at a byte"
+        try: return parse_record(self.view, at)
+        except (ValueError, struct.error) as e:
+            why = 'it is cut off' if isinstance(e, struct.error) else e
+            broken = f'{self.path}: the record at byte {at} is broken'
+            raise CemiFaceError(f'{broken} ({why}); fetch the file again') from None
+
     def image(self,
         at:int, # byte
     )->bytes: # encoded
         "The image of the record that starts at a byte"
         return bytes(self.read(at).image)
 
-    def read(self,
-        at:int, # byte
-    )->Record:
-        "The record that starts at a byte"
-        try:
-            parts, end = _parts(self.view, at)
-            o = self.view[slice(*parts[0])] if len(parts) == 1 else MAGIC.join(self.view[a:b] for a,b in parts)
-            if len(o) < 24: raise ValueError('it is too short for an image')
-            n, label, key, _ = struct.unpack_from('<IfQQ', o)
-            if 24+4*n > len(o): raise ValueError('its labels are cut off')
-            return Record(struct.unpack_from(f'<{n}f', o, 24) if n else (label,), key, o[24+4*n:], end)
-        except ValueError as e: raise CemiFaceError(f'{self.path}: the record at byte {at} is broken ({e}); fetch the file again') from None
-
-# %% ../../nbs/11_data.packed.ipynb #cbaaad01
-@patch
-def _walked(self:RecordFile):
-    "Bytes by key without an index"
-    ids, found, at = [], [], 0
-    while at < len(self.view):
-        r = self.read(at)
-        ids.append(r.key); found.append(at); at = r.end
-    return dict(zip(ids if len(set(ids)) == len(ids) else range(len(ids)), found))
-
-@patch
-def _indexed(self:RecordFile, idx):
-    "Bytes by key from the index. Records may not overlap, so reading all of them reads no more than the file"
-    out, used = {}, 0
-    for no,line in enumerate(read_text(idx, 'index').split('\n'), 1):
-        if not line.strip(): continue
-        key, _, at = (o.strip() for o in line.partition('\t'))
-        if not all(o.isascii() and o.isdigit() and len(o) < 19 for o in (key, at)) or int(key) in out:
-            raise CemiFaceError(f'{idx} line {no}: "key TAB byte" is expected, each key once; without the file, {self.path.name} is walked through')
-        out[int(key)] = int(at)
-    for at in out.values(): used += self.read(at).end-at
-    if used > len(self.view): raise CemiFaceError(f'{idx}: its records overlap; it belongs to another file than {self.path.name}')
-    return out
-
-# %% ../../nbs/11_data.packed.ipynb #cfe114bf
-def _image_keys(rec):
-    "Keys of the records that hold images"
+# %% ../../nbs/11_data.packed.ipynb #cb128289
+def image_keys(rec): # a RecordFile
+    "Keys of the records that hold images. Raises CemiFaceError when some of them are missing"
     first = rec[0] if 0 in rec.at else None
     if first is None or len(first.labels) < 2 or len(first.image): return list(rec.at)
-    a = first.labels[0]
-    if not (1 <= a <= len(rec)+1 and a == int(a) and all(k in rec.at for k in range(1, int(a)))):
-        raise CemiFaceError(f'{rec.path}: record 0 says that images are records 1 to {a-1:g}, but not all are there; fetch file and .idx again')
-    return list(range(1, int(a)))
+    end = first.labels[0]
+    if not 1 <= end <= len(rec)+1 or not set(range(1, int(end))) <= rec.at.keys():
+        raise CemiFaceError(f'{rec.path}: record 0 says that images are records 1 to {end-1:g}, '
+                            'but not all are there; fetch file and .idx again')
+    return list(range(1, int(end)))
 
-def _list_beside(path, keys):
-    "The list beside a .rec, and its names by key; None twice when there is none of `key ... path`"
-    file = next((o for o in (path.with_suffix('.lst'), path.with_name('list.txt')) if o.is_file()), None)
-    if file is None: return None, None
+# %% ../../nbs/11_data.packed.ipynb #cc674a35
+def list_beside(path, keys): # FILE.rec, and the keys of its images
+    "The list beside a .rec and the name of each image; None and {} without a list. Raises CemiFaceError"
+    file = next(filter(os.path.isfile, (path.with_suffix('.lst'), path.with_name('list.txt'))), None)
+    if file is None: return None, {}
     names = {}
-    for line in read_text(file, 'list').split('\n'):
-        key, *rest = line.strip('\r').split('\t')
-        if not line.strip(): continue
-        name = next((o for o in rest if not re.fullmatch(r'[\d.eE+-]*', o)), None)
-        if not (key.isascii() and key.isdigit() and len(key) < 19) or name is None or int(key) in names:
+    for _, (key, *rest) in read_columns(file, 'list'):
+        name = next((o for o in rest if not re.fullmatch(r'[\d.eE+-]*', o)), None)  # no number, so the path
+        if not is_whole_number(key) or name is None or int(key) in names:
             log(f'{file} is left aside: its lines do not read "key TAB label TAB path"')
-            return None, None
+            return None, {}
         names[int(key)] = name
-    absent = next((k for k in keys if k not in names), None)
-    if absent is not None: raise CemiFaceError(f'{file} does not name record {absent} of {path}; remove it, or fetch both again')
-    return file, {k:_safe(names[k], file) for k in keys}
+    absent = [key for key in keys if key not in names]
+    if absent:
+        raise CemiFaceError(f'{file} does not name record {absent[0]} of {path}; '
+                            'remove it, or fetch both again')
+    return file, {key: safe_name(names[key], file) for key in keys}
 
-# %% ../../nbs/11_data.packed.ipynb #cfeec554
-_signatures = {b'\xff\xd8\xff':'.jpg', b'\x89PNG':'.png', b'RIFF':'.webp', b'BM':'.bmp', b'II*\0':'.tif', b'MM\0*':'.tif'}
+# %% ../../nbs/11_data.packed.ipynb #c25d912e
+SIGNATURES = {b'\xff\xd8\xff': '.jpg', b'\x89PNG': '.png', b'RIFF': '.webp', b'BM': '.bmp',
+              b'II*\0': '.tif', b'MM\0*': '.tif'}
 
-def _suffix(head):
-    "The suffix of an encoded image by its first bytes; decoders go by these, not by the suffix"
-    return next((v for k,v in _signatures.items() if bytes(head[:4]).startswith(k)), '.jpg')
+def image_suffix(image): # encoded
+    "The suffix of an image by its first bytes. Decoders go by these too, whatever the suffix"
+    head = bytes(image[:4])
+    return next((suffix for start, suffix in SIGNATURES.items() if head.startswith(start)), '.jpg')
 
+# %% ../../nbs/11_data.packed.ipynb #c5991a6c
+def identities_of_records(path, labels, file, names): # FILE.rec, labels of images; a list, names in it
+    "Whose each image is: by folders of the list when these agree with the labels, else by the labels"
+    folders = [o.rpartition('/')[0] or None for o in names.values()] or [None]*len(labels)
+    if any(labels) or len(labels) == 1 and not names:
+        agree = len(set(zip(labels, folders))) == len(set(labels)) == len(set(folders) - {None})
+        return folders if agree else [f'{int(o):06d}' for o in labels]
+    if file is None or file.name == 'list.txt':
+        advice = f'they are read from {file}' if file else 'put it beside it, or faces count as unlabelled'
+        log(f'{path}: every label is 0, as in the release of DCFace, whose identities stand in list.txt '
+            f'alone; {advice}')
+    return folders
+
+# %% ../../nbs/11_data.packed.ipynb #cc2e4509
 def read_rec(
-    path:str|os.PathLike, # FILE.rec, with FILE.idx, FILE.lst or list.txt beside it when there
+    path:str|Path, # FILE.rec, with FILE.idx, FILE.lst or list.txt beside it when there
 )->list[Entry]: # its images, in the order of their keys
-    "The images of a RecordIO set and whose they are. Raises CemiFaceError naming the file and record that is wrong"
+    "The images of a RecordIO set and whose they are. Raises CemiFaceError naming the record that is wrong"
     rec = RecordFile(path)
-    keys = _image_keys(rec)
-    labels = [rec[k].labels[0] if rec[k].labels else -1 for k in keys]
-    wrong = next((k for k,o in zip(keys, labels) if not (0 <= o < 2**31 and o == int(o))), None)
-    if wrong is not None or not keys:
-        raise CemiFaceError(f'{path}: record {wrong} has a label that is no whole number' if keys else f'{path} holds no images; check the path')
-    file, names = _list_beside(rec.path, keys)
-    folder = {k:o.rpartition('/')[0] or None for k,o in (names or {}).items()}
-    if not any(labels) and (len(keys) > 1 or names):   # one person, or the labels say nothing
-        if names is None or file.name == 'list.txt':
-            log(f'{path}: every label is 0, as in the release of DCFace, whose identities stand in list.txt alone; '
-                +(f'they are read from {file}' if names else 'put that file beside it, or its faces count as unlabelled'))
-        who = folder if names else dict.fromkeys(keys)
-    else:
-        agree = names and len(set(zip(labels, folder.values()))) == len(set(labels)) == len(set(folder.values()) - {None})
-        who = folder if agree else {k:f'{int(o):06d}' for k,o in zip(keys, labels)}
-    leaf = {k:names[k].rpartition('/')[2] if names else f'{k:09d}{_suffix(rec[k].image[:4])}' for k in keys}
-    return [Entry(leaf[k] if who[k] is None else f'{who[k]}/{leaf[k]}', who[k], rec.path, rec.image, rec.at[k]) for k in keys]
+    keys = image_keys(rec)
+    if not keys: raise CemiFaceError(f'{path} holds no images; check the path')
+    labels = [rec[key].labels[0] for key in keys]
+    for key, label in zip(keys, labels):
+        if not (0 <= label < 2**31 and label == int(label)):
+            raise CemiFaceError(f'{path}: record {key} has a label that is no whole number')
+    file, names = list_beside(rec.path, keys)
+    entries = []
+    for key, who in zip(keys, identities_of_records(rec.path, labels, file, names)):
+        leaf = names[key].rpartition('/')[2] if names else f'{key:09d}{image_suffix(rec[key].image)}'
+        entries.append(Entry(f'{who}/{leaf}' if who else leaf, who, rec.path, rec.image, rec.at[key]))
+    return entries
 
-# %% ../../nbs/11_data.packed.ipynb #c082f666
+# %% ../../nbs/11_data.packed.ipynb #c421b074
 def write_rec(
     entries:list[Entry], # images; without identities they all get label 0
-    path:str|os.PathLike, # FILE.rec; FILE.idx, FILE.lst and property appear beside it
+    path:str|Path, # FILE.rec; FILE.idx, FILE.lst and property appear beside it
 ):
-    "Write a RecordIO set in insightface's layout. Raises CemiFaceError when one of the files is there or a name can't be listed"
-    path, entries = Path(path), sorted(entries, key=lambda o: (o.identity or '', o.name))
-    label = {o:i for i,o in enumerate(dict.fromkeys(o.identity for o in entries))}
-    n, ends = len(entries), [i+1 for i,(a,b) in enumerate(zip(entries, entries[1:])) if a.identity != b.identity]
-    if n+len(label) >= 2**24: raise CemiFaceError(f'{path}: {n} images are more than the format counts exactly (16 million); pack tar shards instead')
-    try:
-        with Image.open(io.BytesIO(entries[0].read())) as im: width, height = im.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): raise CemiFaceError(f'{entries[0]} is no image; replace or remove it') from None
-    files = path, path.with_suffix('.idx'), path.with_suffix('.lst'), path.with_name('property')
-    _fresh(*files)
-    with contextlib.ExitStack() as stack:
-        rec, idx, lst, prop = (stack.enter_context(open(stack.enter_context(atomic_path(o)), 'wb')) for o in files)
-        def put(key, labels, image=b''):
-            flag, one, many = (0, labels, ()) if isinstance(labels, int) else (len(labels), 0, labels)
-            idx.write(f'{key}\t{rec.tell()}\n'.encode())
-            rec.write(record(struct.pack(f'<IfQQ{flag}f', flag, one, key, 0, *many)+image))
-        put(0, (n+1, n+1+len(label)))
-        for key,o in enumerate(entries, 1):
-            put(key, label[o.identity], o.read())
-            _safe(o.name, path); lst.write(f'{key}\t{label[o.identity]}\t{o.name}\n'.encode())
-        for key,(a,b) in enumerate(zip([0, *ends], [*ends, n]), n+1): put(key, (a+1, b+1))
-        prop.write(f'{len(label)},{height},{width}'.encode())
+    "Write a RecordIO set in insightface's layout. Raises CemiFaceError when a file exists or holds no image"
+    path, entries = Path(path), by_identity(entries)
+    counts = collections.Counter(o.identity for o in entries)
+    n, people, number = len(entries), len(counts), number_in_order(counts)
+    if n+people >= 2**24:
+        raise CemiFaceError(f'{path}: {n} images are more than the format counts exactly; pack tar shards')
+    first = entries[0].read()
+    try: width, height = Image.open(io.BytesIO(first)).size
+    except Exception:  # decoders fail in many ways
+        raise CemiFaceError(f'{entries[0]} is no image; replace or remove it') from None
+    images = ((number[o.identity], (), o.read()) for o in entries)
+    bounds = itertools.pairwise(itertools.accumulate(counts.values(), initial=1))  # keys of each identity
+    records = itertools.chain([(0, (n+1, n+1+people), b'')], images, ((0, ends, b'') for ends in bounds))
+    names = [f'{key}\t{number[o.identity]}\t{safe_name(o.name, path)}\n' for key, o in enumerate(entries, 1)]
+    beside = path.with_suffix('.idx'), path.with_suffix('.lst'), path.with_name('property')
+    refuse_existing(path, *beside)
+    index = []
+    with new_path(path) as tmp:
+        with open(tmp, 'wb') as rec:
+            for key, (label, labels, image) in enumerate(records):
+                index.append(f'{key}\t{rec.tell()}\n')
+                head = struct.pack(f'<IfQQ{len(labels)}f', len(labels), label, key, 0, *labels)
+                rec.write(record(head+image))
+        texts = ''.join(index), ''.join(names), f'{people},{height},{width}'
+        for other, text in zip(beside, texts): write_text(other, text)
 
-# %% ../../nbs/11_data.packed.ipynb #ced753cd
-def _samples(path, view):
-    "The samples of a tar: key -> {suffix: (first byte, last)}"
-    out, last = {}, -1
+# %% ../../nbs/11_data.packed.ipynb #c78a7ee1
+def tar_samples(path, data): # FILE.tar, for the error, and its bytes
+    "Bytes of each file of a sample: {(folder, stem): {suffix: (start, end)}}. Raises CemiFaceError"
+    samples, last = collections.defaultdict(dict), -1
     try:
-        with tarfile.open(fileobj=view, mode='r:') as tar:
-            for m in tar:
-                if m.offset_data <= last or m.size < 0 or m.offset_data+m.size > len(view): raise tarfile.ReadError('it is cut off')
-                last = m.offset_data
-                folder, _, base = m.name.rpartition('/')
+        with tarfile.open(fileobj=data, mode='r:') as tar:
+            for member in tar:
+                start, end = member.offset_data, member.offset_data+member.size
+                if not last < start <= end <= len(data): raise tarfile.ReadError('it is cut off')
+                last = start
+                folder, _, base = member.name.rpartition('/')
                 stem, _, suffix = base.partition('.')
-                if m.isreg() and not m.issparse() and stem: out.setdefault((folder, stem), {})[suffix.lower()] = last, last+m.size
+                if member.isreg() and not member.issparse() and stem:
+                    samples[folder, stem][suffix.lower()] = start, end
     except Exception as e:  # tarfile fails in many ways on bytes that are no tar
-        raise CemiFaceError(f'{path} is no tar of images ({_line(e)}); fetch it again') from None
-    return out
+        raise CemiFaceError(f'{path} is no tar of images ({printable(e)}); fetch it again') from None
+    return samples
 
-def _sample(path, view, folder, stem, parts):
-    "A sample as an entry; None when there is no image in it"
-    suffix = next((o for o in parts if '.'+o.rpartition('.')[2] in IMAGE_SUFFIXES), None)
+# %% ../../nbs/11_data.packed.ipynb #ce5d0f31
+def entry_of_sample(path, data, key, parts): # FILE.tar, its bytes, and a sample of `tar_samples`
+    "A sample as an entry; None when there is no image in it. Raises CemiFaceError when it is broken"
+    def content(at): return data[slice(*at)]
+    folder, stem = key
+    suffix = next((o for o in parts if f'.{o}'.endswith(IMAGE_SUFFIXES)), None)
     if suffix is None: return None
-    where = f'{path}, {_line(f"{folder}/{stem}").strip("/")}'
-    try: facts = json.loads(view[slice(*parts['json'])]) if 'json' in parts else {}
-    except (ValueError, RecursionError): raise CemiFaceError(f'{where}.json is no JSON; fetch the file again') from None
-    file = facts.get('file') if isinstance(facts, dict) else None
-    if isinstance(file, str): name = _safe(file, where)
-    else:
-        number = view[slice(*parts['cls'])].strip() if 'cls' in parts else None
-        if number is not None and not (number.isdigit() and len(number) < 10): raise CemiFaceError(f'{where}.cls is no number; fetch the file again')
-        who = PurePosixPath(folder).name if number is None else f'{int(number):06d}'
-        name = _safe(f'{who and who+"/"}{stem}.{suffix}', where)
-    return Entry(name, name.rpartition('/')[0] or None, Path(path), functools.partial(_slice, view), parts[suffix])
+    where = f'{path}, {printable(f"{folder}/{stem}").strip("/")}'
+    try: facts = json.loads(content(parts['json'])) if 'json' in parts else None
+    except (ValueError, RecursionError):
+        raise CemiFaceError(f'{where}.json is no JSON; fetch the file again') from None
+    name = facts.get('file') if isinstance(facts, dict) else None
+    if not isinstance(name, str):
+        number = content(parts['cls']).strip().decode('latin1') if 'cls' in parts else '0'
+        if not is_whole_number(number): raise CemiFaceError(f'{where}.cls is no number; fetch it again')
+        who = f'{int(number):06d}' if 'cls' in parts else PurePosixPath(folder).name
+        name = f'{who}/{stem}.{suffix}'.lstrip('/')
+    name = safe_name(name, where)
+    return Entry(name, name.rpartition('/')[0] or None, Path(path), content, parts[suffix])
 
-def _slice(view, at): return view[at[0]:at[1]]
-
-# %% ../../nbs/11_data.packed.ipynb #c439996f
+# %% ../../nbs/11_data.packed.ipynb #c6ef15f6
 def read_tars(
-    shards:list[str|os.PathLike], # .tar files
+    shards:list[Path], # .tar files, at least one
 )->list[Entry]: # their images, shard after shard
-    "The images of WebDataset shards and whose they are. Raises CemiFaceError naming the shard and sample that is wrong"
-    out = []
+    "The images of WebDataset shards and whose they are. Raises CemiFaceError naming the sample that is wrong"
+    entries = []
     for path in shards:
-        view = _mapped(path, 'tar')
-        out += [e for key,parts in _samples(path, view).items() if (e := _sample(path, view, *key, parts))]
-    if not out: raise CemiFaceError(f'{shards[0] if shards else "no tar"} holds no images; check the path')
-    bare = next((o for o in out if (o.identity is None) != (out[0].identity is None)), None)
-    if bare is not None: raise CemiFaceError(f'{bare} and {out[0]}: one has an identity, the other has none; give all or none')
-    return out
+        data = map_file(path, 'tar')
+        for key, parts in tar_samples(path, data).items():
+            entry = entry_of_sample(path, data, key, parts)
+            if entry: entries.append(entry)
+    if not entries: raise CemiFaceError(f'{shards[0]} holds no images; check the path')
+    unknown = {o.identity is None: o for o in entries}
+    if len(unknown) > 1:
+        raise CemiFaceError(f'{unknown[True]} has no identity, but {unknown[False]} has one; give all or none')
+    return entries
 
+# %% ../../nbs/11_data.packed.ipynb #cd9c9447
 def write_tars(
     entries:list[Entry], # images
-    to:str|os.PathLike, # FILE.tar, or a pattern like FILE-%06d.tar, or a folder to make
+    to:str|Path, # FILE.tar, or a pattern like FILE-%06d.tar, or a folder to make
     per_shard:int=10_000, # images in each but the last; without effect on a single FILE.tar
 ):
-    "Write WebDataset shards. Raises CemiFaceError when one of them is there"
-    to, entries = Path(to), sorted(entries, key=lambda o: (o.identity or '', o.name))
+    "Write WebDataset shards. Raises CemiFaceError when one of them exists"
+    to, entries = Path(to), by_identity(entries)
     if to.suffix != '.tar':
-        _fresh(to)
-        with atomic_path(to) as p: return write_tars(entries, p/'faces-%06d.tar', per_shard)
-    label = {o:i for i,o in enumerate(dict.fromkeys(o.identity for o in entries))}
-    try: shards = [to.with_name(to.name % k) for k in range(-(-len(entries)//per_shard))] if '%' in to.name else [to]
-    except (TypeError, ValueError): raise CemiFaceError(f'{to} should hold one %06d, the number of the shard') from None
-    _fresh(*shards)
-    with contextlib.ExitStack() as stack:
-        tars = [stack.enter_context(tarfile.open(stack.enter_context(atomic_path(o)), 'w', format=tarfile.PAX_FORMAT)) for o in shards]
-        for i,o in enumerate(entries):
-            parts = {PurePosixPath(_safe(o.name, to)).suffix[1:].lower():o.read(), 'json':json.dumps(dict(file=o.name, identity=o.identity)).encode()}
-            if o.identity is not None: parts['cls'] = str(label[o.identity]).encode()
-            for suffix,content in parts.items():
-                m = tarfile.TarInfo(f'{i:09d}.{suffix}'); m.size = len(content)
-                tars[i//per_shard if len(tars) > 1 else 0].addfile(m, io.BytesIO(content))
+        with new_path(to) as folder: return write_tars(entries, folder/'faces-%06d.tar', per_shard)
+    pattern = re.fullmatch(r'[^%]*(%0?\d?d)?[^%]*', to.name)
+    if not pattern: raise CemiFaceError(f'{to} should hold one %06d, the number of the shard')
+    label = number_in_order(o.identity for o in entries)
+    if not pattern[1]: per_shard = len(entries)
+    with contextlib.ExitStack() as stack:  # the shards get their names together, at the end
+        for i, entry in enumerate(entries):
+            if i % per_shard == 0:
+                path = to.with_name(to.name % (i//per_shard) if pattern[1] else to.name)
+                tmp = stack.enter_context(new_path(path))
+                tar = stack.enter_context(tarfile.open(tmp, 'w', format=tarfile.PAX_FORMAT))
+            suffix = PurePosixPath(safe_name(entry.name, to)).suffix[1:].lower()
+            facts = dict(file=entry.name, identity=entry.identity)
+            files = {suffix: entry.read(), 'json': json.dumps(facts).encode()}
+            if entry.identity is not None: files['cls'] = str(label[entry.identity]).encode()
+            for suffix, content in files.items():
+                member = tarfile.TarInfo(f'{i:09d}.{suffix}')
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
 
-# %% ../../nbs/11_data.packed.ipynb #c5dfb0c0
-_ops = set('''PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-EMPTY_LIST LIST APPEND APPENDS NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES
-SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD'''.split())
+# %% ../../nbs/11_data.packed.ipynb #c506f620
+HARMLESS_INSTRUCTIONS = set('''PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS NONE NEWTRUE NEWFALSE
+INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD'''.split())
 
-class _DType:
-    "Stands in for a numpy dtype"
-    def __init__(self, name, *_): self.name = name.decode() if isinstance(name, bytes) else name
+def check_instructions(raw): # a pickle
+    "Raises ValueError when a pickle does more than build lists, texts and numbers, or claims much memory"
+    stream, stored, name = io.BytesIO(raw), 0, None
+    while name != 'STOP':
+        code = stream.read(1)
+        op = pickletools.code2op.get(code.decode('latin1'))
+        name = op.name if op else code
+        if name not in HARMLESS_INSTRUCTIONS: raise ValueError(f'it holds the instruction {name}')
+        # a text of Python 2 may hold any bytes
+        arg = stream.readline() if name == 'STRING' else op.arg and op.arg.reader(stream)
+        if name in ('PUT', 'BINPUT', 'LONG_BINPUT') and not 0 <= int(arg) <= stored+1:
+            raise ValueError('its memory is out of order')  # the unpickler makes room for as many objects
+        stored += 'PUT' in name or name == 'MEMOIZE'
+
+# %% ../../nbs/11_data.packed.ipynb #c53b9a12
+def raw_bytes(data, *_): # what a pickle calls the bytes of an array; then dtype, shape and order
+    "Its bytes; TypeError when it has none. (`bytes(n)` would make n zeros of a number.)"
+    return bytes(memoryview(data))
+
+class ByteType:
+    "Stands in for a numpy dtype of bytes or truth values; ValueError for any other"
+    def __init__(self, name, *_):
+        if name[-2:] not in ('u1', 'b1', b'u1', b'b1'): raise ValueError(f'it holds an array of {name}')
     def __setstate__(self, state): pass
 
-class _Raw:
+class ByteArray:
     "Stands in for a numpy array: its raw bytes"
-    def __setstate__(self, state): self.take(state[2], state[4])
-    def take(self, dtype, raw):
-        if dtype.name.lstrip('|') not in ('u1', 'b1'): raise ValueError(f'it holds an array of {dtype.name}')
-        self.raw = bytes(memoryview(raw)) # refuses anything but bytes
-        return self
+    def __init__(self, *_): self.raw = b''
+    def __setstate__(self, state): self.raw = raw_bytes(state[4])
 
-def _latin1(text, code): return text.encode({'latin1':'latin1', 'latin-1':'latin1'}[code])
+# %% ../../nbs/11_data.packed.ipynb #cd86410f
+STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
+    'numpy.core.multiarray _reconstruct': ByteArray,
+    'numpy.core.multiarray scalar': lambda dtype, raw: raw_bytes(raw)[0],
+    'numpy.core.numeric _frombuffer': raw_bytes,
+    '_codecs encode': lambda text, code: text.encode('latin1')}  # how protocols 0 to 2 write bytes
 
-def _scalar(dtype, raw): return _Raw().take(dtype, raw).raw[0]
-
-_stand_ins = {'numpy ndarray':_Raw, 'numpy dtype':_DType, '_codecs encode':_latin1} | {f'numpy.{core}.{k}':v for core in ('core', '_core') for k,v in
-    {'multiarray _reconstruct':lambda *_: _Raw(), 'multiarray scalar':_scalar,
-     'numeric _frombuffer':lambda raw, dtype, *_: _Raw().take(dtype, raw)}.items()}
-
-class _Unpickler(pickle.Unpickler):
+class PairsUnpickler(pickle.Unpickler):
     "Knows the stand-ins and nothing else"
     def find_class(self, module, name):
-        if f'{module} {name}' in _stand_ins: return _stand_ins[f'{module} {name}']
-        raise PermissionError(f'{module}.{name}')
+        key = f'{module} {name}'.replace('numpy._core.', 'numpy.core.')
+        if key not in STAND_INS: raise PermissionError(f'{module}.{name}')
+        return STAND_INS[key]
 
-# %% ../../nbs/11_data.packed.ipynb #cc81b751
-def _harmless(raw):
-    "ValueError when a pickle does more than build lists, texts and numbers, or counts on more memory than it is long"
-    f, puts = io.BytesIO(raw), 0
-    while (code := f.read(1)) != b'.':
-        if not code: raise ValueError('it is cut off')
-        op = pickletools.code2op.get(code.decode('latin1'))
-        if op is None or op.name not in _ops: raise ValueError(f'it holds the instruction {op.name if op else code}')
-        arg = f.readline() if op.name == 'STRING' else op.arg and op.arg.reader(f)   # a text of Python 2 may hold any bytes
-        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and not 0 <= int(arg) <= puts+1: raise ValueError('its memory is out of order')
-        puts += 'PUT' in op.name or op.name == 'MEMOIZE'
-
+# %% ../../nbs/11_data.packed.ipynb #ca52fc09
 def read_bin(
-    path:str|os.PathLike, # FILE.bin: bytes or numpy arrays, of Python 2 or 3
-)->tuple[list[Entry],list[bool]]: # images, 2i and 2i+1 make pair i; same person?
-    "Read a set of pairs. Nothing in the file is run. Raises CemiFaceError when it is no pair set or asks for anything else"
-    try: raw = Path(path).read_bytes()
-    except OSError as e: raise CemiFaceError(f'cannot read the pair set {path}: {e.strerror}; check the path') from None
+    path:str|Path, # FILE.bin: bytes or numpy arrays, of Python 2 or 3
+)->tuple: # list of Entry, 2i and 2i+1 make pair i; list of bool, same person?
+    "Read a set of pairs; nothing in the file is run. Raises CemiFaceError when it is no pair set"
+    path = Path(path)
+    with reading(path, 'pair set'): raw = path.read_bytes()
     try:
-        _harmless(raw)
-        images, same = _Unpickler(io.BytesIO(raw), encoding='bytes').load()
-        images = [o.raw if isinstance(o, _Raw) else o for o in images]
-        same = [int(o) for o in (same.raw if isinstance(same, _Raw) else same)]
-        if not all(isinstance(o, bytes) for o in images): raise ValueError('it holds other things than images')
-        if not set(same) <= {0, 1} or not same: raise ValueError('it does not say of each pair whether it is the same person')
+        check_instructions(raw)
+        images, same = PairsUnpickler(io.BytesIO(raw), encoding='bytes').load()
+        images = [getattr(o, 'raw', o) for o in images]
+        same = [int(o) for o in getattr(same, 'raw', same)]
+        if not {type(o) for o in images} <= {bytes}: raise ValueError('it holds other things than images')
+        if not same or not set(same) <= {0, 1}:
+            raise ValueError('it does not say of each pair whether it is the same person')
         if len(images) != 2*len(same): raise ValueError(f'{len(images)} images are no {len(same)} pairs')
-    except PermissionError as e: raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs, and was not let; do not trust it') from None
+    except PermissionError as e:
+        raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs, and was not allowed to; '
+                            'do not trust it') from None
     except Exception as e:  # unpickling fails in many ways
-        raise CemiFaceError(f'{path} is no .bin of pairs ({_line(e)}); fetch it again') from None
-    return [Entry(f'image {i}', None, Path(path), images.__getitem__, i) for i in range(len(images))], [bool(o) for o in same]
+        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); fetch it again') from None
+    entries = [Entry(f'image {i}', None, path, images.__getitem__, i) for i in range(len(images))]
+    return entries, list(map(bool, same))
 
+# %% ../../nbs/11_data.packed.ipynb #c724f841
 def write_bin(
-    pairs:list[tuple[Entry,Entry,bool]], # left, right, same person?
-    path:str|os.PathLike, # FILE.bin
+    pairs:list, # (left Entry, right Entry, same person?) of each pair
+    path:str|Path, # FILE.bin
 ):
-    "Write a set of pairs as insightface's tools read it. Raises CemiFaceError when the file is there"
-    _fresh(path)
-    known = functools.cache(Entry.read)   # an image in several pairs is kept once
-    images = [known(o) for a,b,_ in pairs for o in (a, b)]
-    with atomic_path(path) as p, open(p, 'wb') as f: pickle.dump((images, [bool(o) for *_,o in pairs]), f, protocol=4)
+    "Write a set of pairs as insightface's tools read it. Raises CemiFaceError when the file exists"
+    read = functools.cache(Entry.read)   # an image in several pairs is kept once
+    with new_path(path) as tmp:
+        images = [read(o) for left, right, _ in pairs for o in (left, right)]
+        tmp.write_bytes(pickle.dumps((images, [bool(same) for *_, same in pairs]), 4))
 
-# %% ../../nbs/11_data.packed.ipynb #c29a3d0f
+# %% ../../nbs/11_data.packed.ipynb #cc1ae4a3
 def pair_people(
     images:list[bytes], # encoded images, 2i and 2i+1 make pair i
     same:list[bool], # same person?
 )->list[int]: # a number for the person on each image, counted from 0 in the order of their first image
-    "Who is who as far as pairs tell. Where they contradict each other, every pair is taken to have people of its own"
-    row = {}
-    for o in images: row.setdefault(o, len(row))
-    who, up = [row[o] for o in images], list(range(len(row)))
-    def top(k):
-        while up[k] != k: up[k] = k = up[up[k]]
-        return k
-    for a,b,yes in zip(who[::2], who[1::2], same):
-        if yes: up[top(a)] = top(b)
-    who = [top(k) for k in who]
-    if any((a == b) != yes for a,b,yes in zip(who[::2], who[1::2], same)): who = [i-(i%2 and same[i//2]) for i in range(len(images))]
-    number = {}
-    return [number.setdefault(k, len(number)) for k in who]
+    "Who is who as far as pairs tell. Where they contradict each other, every pair gets people of its own"
+    from scipy.cluster.hierarchy import DisjointSet  # slow to import, and seldom needed
+    people, pairs = DisjointSet(images), list(zip(images[::2], images[1::2], same))
+    for left, right, yes in pairs:
+        if yes: people.merge(left, right)
+    who = [people[o] for o in images]
+    if any(people.connected(left, right) != yes for left, right, yes in pairs):
+        who = [i//2*2 if same[i//2] else i for i in range(len(images))]
+    number = number_in_order(who)
+    return [number[o] for o in who]
 
-# %% ../../nbs/11_data.packed.ipynb #cf075cad
+# %% ../../nbs/11_data.packed.ipynb #c2aa6586
 def tar_shards(
-    source:str|os.PathLike, # FILE.tar, FILE-{000000..000012}.tar or FILE-*.tar
+    source:str|Path, # FILE.tar, FILE-{000000..000012}.tar or FILE-*.tar
 )->list[Path]: # in order
     "The files that a pattern of shards stands for. Raises CemiFaceError when there is none"
-    s = str(source)
-    if m := re.search(r'\{(\d+)\.\.(\d+)\}', s):
-        return [Path(f'{s[:m.start()]}{k:0{len(m[1])}d}{s[m.end():]}') for k in range(int(m[1]), int(m[2])+1)]
-    found = sorted(map(Path, glob.glob(s))) if '*' in s else [Path(s)]
-    if not found: raise CemiFaceError(f'no file fits {s}; check the path')
-    return found
+    pattern = str(source)
+    found = sorted(glob.glob(pattern)) if '*' in pattern else [pattern]
+    if braces := re.search(r'\{(\d+)\.\.(\d+)\}', pattern):
+        first, last = braces.groups()
+        numbers = range(int(first), int(last)+1)
+        found = [pattern.replace(braces[0], str(k).zfill(len(first))) for k in numbers]
+    if not found: raise CemiFaceError(f'no file fits {pattern}; check the path')
+    return list(map(Path, found))
 
+# %% ../../nbs/11_data.packed.ipynb #cc2a7a30
 def scan(
-    source:str|os.PathLike, # folder, .rec, .tar or pattern of tars
+    source:str|Path, # folder, .rec, .tar or pattern of tars
 )->list[Entry]: # all images of the set
-    "The images of a set, however it is kept, and whose they are. Raises CemiFaceError when there are none or the file is broken"
+    "The images of any set, and whose they are. Raises CemiFaceError when there are none or a file is broken"
     path = Path(source)
-    if path.suffix.lower() == '.bin': raise CemiFaceError(f'{path} is a set of pairs, for verify --pairs; a set of faces is a folder, a .rec or tars')
+    kind = path.suffix.lower()
+    if kind == '.bin':
+        raise CemiFaceError(f'{path} is a set of pairs, for verify --pairs; '
+                            'a set of faces is a folder, a .rec or tars')
     if path.is_dir():
-        recs, tars = sorted(path.glob('*.rec')), sorted(path.glob('*.tar'))
-        people, loose = _listing(path)
-        if (len(recs) == 1 or tars) and not loose and not any(_listing(path/o)[1] for o in people):
-            return read_rec(recs[0]) if len(recs) == 1 else read_tars(tars)
-    elif path.suffix.lower() == '.rec': return read_rec(path)
-    elif path.suffix.lower() == '.tar': return read_tars(tar_shards(source))
-    return [Entry(o.as_posix(), who, path/o) for o,who in scan_folder(path)]
+        recs, tars = list(path.glob('*.rec')), sorted(path.glob('*.tar'))
+        people, images = list_folder(path)
+        packed = len(recs) == 1 or tars
+        if packed and not images and not any(list_folder(path/who)[1] for who in people):
+            return read_rec(*recs) if len(recs) == 1 else read_tars(tars)
+    elif kind == '.rec': return read_rec(path)
+    elif kind == '.tar': return read_tars(tar_shards(path))
+    return [Entry(name.as_posix(), who, path/name) for name, who in scan_folder(path)]
 
-# %% ../../nbs/11_data.packed.ipynb #c0c84573
-def pair_entries(
-    pairs:Pairs, # what read_pairs gave
-    entries:list[Entry], # a labelled set
-    where:str|os.PathLike, # what to call it in an error
-)->list[tuple[Entry,Entry,bool]]: # left, right, same person?
-    "The images of the pairs. Raises CemiFaceError naming the first that is absent or there twice"
-    found = {}
-    for o in entries:
-        number = re.search(r'(\d{1,9})$', PurePosixPath(o.name).stem)
-        if number: found.setdefault((o.identity, int(number[1])), []).append(o)
-    def get(who, k):
-        n = len(found.get((who, k), ()))
-        if n == 1: return found[who, k][0]
-        raise CemiFaceError(f'the pairs ask for image {k} of {who}, and {where} has {n or "no"} images of that number; check --pairs and --from')
-    return [(get(a, i), get(b, j), same) for a,i,b,j,same in pairs.rows]
+# %% ../../nbs/11_data.packed.ipynb #ca7f4ba1
+def pair_entries(pairs, entries, where): # Pairs, a labelled set, and what to call that in an error
+    "Left, right, same person? of each pair. Raises CemiFaceError when an image is absent or there twice"
+    found = collections.defaultdict(list)
+    for entry in entries:
+        number = re.search(r'\d{1,9}$', PurePosixPath(entry.name).stem)
+        if number: found[entry.identity, int(number[0])].append(entry)
+    def only(who, k):
+        images = found[who, k]
+        if len(images) == 1: return images[0]
+        raise CemiFaceError(f'the pairs ask for image {k} of {who}, and {where} has {len(images) or "no"} '
+                            'images of that number; check --pairs and --from')
+    return [(only(a, i), only(b, j), same) for a, i, b, j, same in pairs.rows]
 
-def with_inquiries(
-    entries:list[Entry], # a generated set
-    inquiries:str|os.PathLike, # its inquiries: one image an identity
-    copies:int, # of each
-)->list[Entry]: # both
+# %% ../../nbs/11_data.packed.ipynb #c83ea5d2
+def with_inquiries(entries, inquiries, copies): # a generated set, the folder of its inquiries, a number
     "A set together with copies of its inquiries. Raises CemiFaceError when they are of other people"
-    requested = {o.identity:o for o in scan(inquiries)}
-    absent = sorted({str(o.identity) for o in entries if o.identity not in requested or o.identity is None})
-    if absent: raise CemiFaceError(f'{inquiries} has no inquiry of {absent[0]}; it belongs to another set')
-    people = dict.fromkeys(o.identity for o in entries)
-    more = [requested[k]._replace(name=f'{k}/inquiry-{i:03d}{PurePosixPath(requested[k].name).suffix}') for k in people for i in range(copies)]
-    return entries+more
+    inquiry_of = {o.identity: o for o in scan(inquiries) if o.identity}
+    entries = list(entries)
+    for who in number_in_order(o.identity for o in entries):
+        if who not in inquiry_of:
+            raise CemiFaceError(f'{inquiries} has no inquiry of {who}; it belongs to another set')
+        suffix = PurePosixPath(inquiry_of[who].name).suffix
+        entries += [inquiry_of[who]._replace(name=f'{who}/inquiry-{i:03d}{suffix}') for i in range(copies)]
+    return entries
 
-# %% ../../nbs/11_data.packed.ipynb #c61cad42
-def _inquiries_beside(source):
-    "Where `generate` puts the inquiries of a set, or else where a run keeps those of all its sets"
-    beside, run = source.with_name(source.name+'.inquiries'), source.resolve().parent.parent/'inquiries'
-    return run if not beside.exists() and source.resolve().parent.name == 'sets' and run.is_dir() else beside
-
+# %% ../../nbs/11_data.packed.ipynb #cfd2a2bf
 def pack(
-    source:str|os.PathLike, # any set of faces
-    to:str|os.PathLike, # FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, a folder of shards to make, or SOURCE/metadata.jsonl
-    pairs:str|os.PathLike|None=None, # pairs.txt, for a .bin
+    source:str|Path, # any set of faces
+    to:str|Path, # FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, a new folder, or SOURCE/metadata.jsonl
+    pairs=None, # pairs.txt, for a .bin
     copies:int=0, # of each inquiry, beside the generated faces
-    inquiries:str|os.PathLike|None=None, # where these are; by default SOURCE.inquiries, or the inquiries of the run that SOURCE belongs to
+    inquiries=None, # folder where these are; by default as `find_inquiries` finds them
 )->dict: # out, images, and identities or pairs
     "Pack a set of faces; encoded bytes stay as they are. Raises CemiFaceError"
-    to, entries, kind = Path(to), scan(source), Path(to).suffix.lower()
-    if (kind == '.bin') != (pairs is not None): raise CemiFaceError(f'{to}: a .bin, and nothing else, takes --pairs pairs.txt')
-    if copies and kind == '.bin': raise CemiFaceError(f'{to}: a .bin takes no --copies')
-    if kind not in ('', '.rec', '.bin', '.tar') and to.name != 'metadata.jsonl' and not to.is_dir():
-        raise CemiFaceError(f'{to}: packed are FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, metadata.jsonl or a folder of shards; no {kind}')
-    if to.name == 'metadata.jsonl':
-        if to.parent.resolve() != Path(source).resolve() or copies: raise CemiFaceError(f'{to}: metadata.jsonl lies in the folder that it describes, {source}')
-        write_metadata(source)
-    elif kind == '.bin':
+    source, to = Path(source), Path(to)
+    kind = to.name if to.name == 'metadata.jsonl' else to.suffix.lower()
+    if (kind == '.bin') != (pairs is not None):
+        raise CemiFaceError(f'{to}: a .bin, and nothing else, takes --pairs pairs.txt')
+    if copies and kind in ('.bin', 'metadata.jsonl'): raise CemiFaceError(f'{to}: a {kind} takes no --copies')
+    if kind == 'metadata.jsonl' and to.parent.resolve() != source.resolve():
+        raise CemiFaceError(f'{to}: metadata.jsonl lies in the folder that it describes, {source}')
+    entries = scan(source)
+    if copies: entries = with_inquiries(entries, inquiries or find_inquiries(source), copies)
+    if kind == '.bin':
         chosen = pair_entries(read_pairs(pairs), entries, source)
         write_bin(chosen, to)
-        return dict(out=str(to), images=len({o for a,b,_ in chosen for o in (a.name, b.name)}), pairs=len(chosen))
-    else:
-        if copies: entries = with_inquiries(entries, inquiries or _inquiries_beside(Path(source)), copies)
-        loose = next((o.name for o in entries if o.identity is None), None)
-        if kind == '.rec' and loose: raise CemiFaceError(f'{source} does not tell who {loose} is, and a .rec has to; put the images in a folder per person')
-        (write_rec if kind == '.rec' else write_tars)(entries, to)
-    return dict(out=str(to), images=len(entries), identities=len({o.identity for o in entries}-{None}))
+        images = {o.name for *both, _ in chosen for o in both}
+        return dict(out=str(to), images=len(images), pairs=len(chosen))
+    unknown = next((o.name for o in entries if o.identity is None), None)
+    if kind == '.rec' and unknown:
+        raise CemiFaceError(f'{source} does not tell who {unknown} is, and a .rec has to; '
+                            'put the images in a folder per person')
+    if kind == 'metadata.jsonl': write_metadata(source)
+    elif kind == '.rec': write_rec(entries, to)
+    elif kind in ('', '.tar'): write_tars(entries, to)
+    else: raise CemiFaceError(f'{to}: packed are FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, metadata.jsonl '
+                              f'or a folder of shards; no {kind}')
+    return set_facts(to, entries)
 
-# %% ../../nbs/11_data.packed.ipynb #c13b6000
-def _unpack_pairs(source, to):
-    "A .bin as to/pairs.txt and to/images/NAME/NAME_0001.jpg; the number of images and pairs"
+# %% ../../nbs/11_data.packed.ipynb #cc5931e9
+def unpack_pairs(source, folder): # FILE.bin, and what gets pairs.txt and images/NAME/NAME_0001.jpg
+    "Unpack a .bin; the numbers of images and pairs. Raises CemiFaceError when pairs.txt can't hold them"
     entries, same = read_bin(source)
-    n = same.index(False) if False in same else len(same)
-    folds = len(same)//(2*n) if n else 0
-    if same != ([True]*n+[False]*n)*folds:
-        raise CemiFaceError(f'the pairs in {source} do not come as pairs.txt has them, first the same and then as many different in each fold; '
-                            'verify --pairs takes it as it is')
-    images, number, name = [o.read() for o in entries], {}, []
-    for who,o in zip(pair_people(images, same), images):
-        k = number.setdefault(who, {}).setdefault(o, len(number[who])+1)
-        name.append((f'{who:06d}', k))
-        p = to/'images'/f'{who:06d}'/f'{who:06d}_{k:04d}{_suffix(o)}'
-        if _suffix(o) not in ('.jpg', '.png'): raise CemiFaceError(f'{source} holds images that are neither JPEG nor PNG, as pairs.txt wants them')
-        p.parent.mkdir(parents=True, exist_ok=True); p.write_bytes(o)
-    rows = [(*a, *b, yes) for a,b,yes in zip(name[::2], name[1::2], same)]
-    twin = next((i for i,(a,k,b,j,_) in enumerate(rows) if (a, k) == (b, j)), None)
-    if twin is not None: raise CemiFaceError(f'pair {twin} of {source} is one image twice, which pairs.txt cannot say; verify --pairs takes it as it is')
-    write_pairs(to/'pairs.txt', folds, rows)
-    return dict(images=sum(map(len, number.values())), pairs=len(rows))
+    images, names, numbers = [o.read() for o in entries], [], collections.defaultdict(dict)
+    for who, image in zip(pair_people(images, same), images):
+        name, suffix = f'{who:06d}', image_suffix(image)
+        if suffix not in ('.jpg', '.png'):
+            raise CemiFaceError(f'{source} holds images that are neither JPEG nor PNG, as pairs.txt wants')
+        k = numbers[who].setdefault(image, len(numbers[who])+1)
+        path = folder/'images'/name/f'{name}_{k:04d}{suffix}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+        names.append((name, k))
+    rows = [(*left, *right, yes) for left, right, yes in zip(names[::2], names[1::2], same)]
+    folds = 1+sum(b > a for a, b in itertools.pairwise(same))  # each starts with pairs of the same person
+    try: text = pairs_text(folds, rows)
+    except ValueError as e:
+        raise CemiFaceError(f'pairs.txt cannot say what {source} holds ({e}); '
+                            'verify --pairs takes it as it is') from None
+    write_text(folder/'pairs.txt', text)
+    return dict(images=sum(map(len, numbers.values())), pairs=len(rows))
 
+# %% ../../nbs/11_data.packed.ipynb #c1c31b53
 def unpack(
-    source:str|os.PathLike, # FILE.rec, FILE.bin, or tars
-    to:str|os.PathLike, # folder to make
+    source:str|Path, # FILE.rec, FILE.bin, or tars
+    to:str|Path, # folder to make
 )->dict: # out, images, and identities or pairs
-    "Unpack into IDENTITY/FILE with metadata.jsonl, or a .bin into images/ and pairs.txt. Raises CemiFaceError and leaves nothing when it fails"
-    _fresh(to)
-    with atomic_path(to, sync=False) as tmp:
+    "Unpack into IDENTITY/FILE, or a .bin into images/ and pairs.txt. Raises CemiFaceError and leaves nothing"
+    with new_path(to, sync=False) as tmp:
         tmp.mkdir()
-        if Path(source).suffix.lower() == '.bin': return dict(out=str(to), **_unpack_pairs(source, tmp))
-        entries, seen = scan(source), set()
-        for o in entries:
-            p = inside(tmp, o.name)
-            if o.name in seen: raise CemiFaceError(f'{source} holds two images called {o.name}; they cannot lie in one folder')
-            seen.add(o.name); p.parent.mkdir(exist_ok=True); p.write_bytes(o.read())
+        if Path(source).suffix.lower() == '.bin': return dict(out=str(to), **unpack_pairs(source, tmp))
+        entries = scan(source)
+        for entry in entries:
+            path = inside(tmp, entry.name)
+            if path.exists():
+                raise CemiFaceError(f'{source} holds two images called {entry.name}; '
+                                    'they cannot lie in one folder')
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(entry.read())
         write_metadata(tmp)
-    return dict(out=str(to), images=len(entries), identities=len({o.identity for o in entries}-{None}))
+    return set_facts(to, entries)

@@ -6,217 +6,237 @@
 __all__ = ['MANIFEST_LINE', 'workload', 'memory', 'disk', 'rate_of', 'priced', 'miniature', 'sample_photos', 'trial', 'dry_run',
            'plan_table']
 
-# %% ../../nbs/73_experiment.planning.ipynb #c76fd5ff
-import math
+# %% ../../nbs/73_experiment.planning.ipynb #cf825f8f
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
-from ..core import atomic_path, CemiFaceError, FORMAT_VERSION
-from ..recipe import Inputs, Recipe, volumes_of, whole
-from ..runtime import _peak, hardware, kept_bytes
-from ..data.formats import write_pairs
+from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
+from ..recipe import changed, Inputs, Recipe, volumes_of, union_of
+from ..runtime import hardware, kept_bytes, peak_memory
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
-from ..encoders.pretrained import embed, load_encoder, FaceEncoder
+from ..encoders.pretrained import embed, FaceEncoder, load_encoder
 from ..generator.schedule import make_scheduler
 from ..generator.denoiser import build_denoiser
-from ..generator.training import step_loss, steps_in_all
+from ..generator.training import step_loss, steps_in_all, TrainingBatch
 from ..recognition.training import HEADS
 from .run import check_files, check_recipe, run
+from .bench import measure
 
-# %% ../../nbs/73_experiment.planning.ipynb #c08aa872
+# %% ../../nbs/73_experiment.planning.ipynb #caa8baca
 def workload(
     r:Recipe, # to be planned
     images:int, # training photos
     labelled:bool=True, # do they have identities (for the real-data baseline)?
-)->list[dict]: # stage, work (as in bench), amount in images, steps
+): # rows with stage, work (as in bench), amount in images, steps
     "What a run computes, stage by stage"
-    g, c, steps = r.generation, r.recogniser, steps_in_all(r.training, images)
-    volumes, k = volumes_of(r), g.per_identity+g.copies
-    sets = len(r.study.scalar)+len(r.study.sphere)
-    made, baseline = int(whole(volumes).sum()), k*r.inquiries.identities
-    row = lambda stage, work, amount, steps=None: dict(stage=stage, work=work, amount=int(amount), steps=steps)
-    def recogniser(name, n, times):
-        epochs = times*r.study.seeds*c.epochs
-        return row(f'{times*r.study.seeds} recogniser(s): {name}', 'recogniser', epochs*n, epochs*max(1, n//c.batch))
-    out = [row('embeddings of the photos and their mirror images', 'embed', 2*images),
-        row('generator', 'train', steps*r.training.batch, steps),
-        row(f'{sets} set(s) of {made:,} faces', 'generate', sets*made, g.steps)]
-    out += [recogniser(f'{n.strip() or "own volume"}', int(v.sum())+len(v)*g.copies, sets) for n, v in volumes.items()]
-    if labelled: out.append(recogniser('real photos', min(images, baseline), 1))
-    return out + [recogniser('copies of the inquiries', baseline, 1), row('judging photos and sets', 'embed', images+sets*made)]
+    g, c, seeds, steps = r.generation, r.recogniser, r.study.seeds, steps_in_all(r.training, images)
+    volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
+    drawn, baseline = int(union_of(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
+    trained = {name.strip() or 'own volume': (sets, int(k.sum())+len(k)*g.copies) for name, k in volumes.items()}
+    if labelled: trained['real photos'] = 1, min(images, baseline)
+    trained['copies of the inquiries'] = 1, baseline
+    rows = [('embeddings of the photos and their mirror images', 'embed', 2*images, None),
+        ('generator', 'train', steps*r.training.batch, steps),
+        (f'{sets} set(s) of {drawn:,} faces', 'generate', sets*drawn, r.sampling.steps)]
+    for name, (times, size) in trained.items():
+        epochs = times*seeds*c.epochs
+        rows.append((f'{times*seeds} recogniser(s): {name}', 'recogniser', epochs*size, epochs*max(1, size//c.batch)))
+    rows.append(('judging photos and sets', 'embed', images+sets*drawn, None))
+    return [dict(zip(('stage', 'work', 'amount', 'steps'), row)) for row in rows]
 
-# %% ../../nbs/73_experiment.planning.ipynb #c196d183
+# %% ../../nbs/73_experiment.planning.ipynb #c6662aa5
+def networks_of(
+    r:Recipe, # to be planned
+    arch:str, # of E_id
+): # Denoiser, E_id, backbone of a recogniser
+    "The networks of a run, untrained"
+    size, c = r.faces.size, r.recogniser
+    denoiser = build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
+    return denoiser, FaceEncoder.of(arch), ARCHS[c.arch](c.dim, size, size)
+
+def weight_bytes(
+    r:Recipe, # to be planned
+    arch:str, # of E_id
+): # bytes of each of networks_of
+    "What the weights take in float32"
+    with torch.device('meta'): return [4*sum(p.numel() for p in net.parameters()) for net in networks_of(r, arch)]
+
+# %% ../../nbs/73_experiment.planning.ipynb #cce87a90
 def memory(
     r:Recipe, # to be planned
     arch:str, # of E_id
     classes:int, # identities of the largest set
     processes:int=1, # that share a batch
-)->dict[str, dict]: # for the generator and the recogniser: bytes a process needs, by what for
-    "Memory of training on each GPU, computed; without the workspaces of convolutions and what the library itself takes"
-    size, c, low = r.faces.size, r.recogniser, r.training.precision != 'no'
-    def generator(n):
-        eid, net = FaceEncoder.of(arch), build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
-        b = SimpleNamespace(x0=torch.zeros(n, 3, size, size), e=torch.zeros(n, eid.config.dim), t=torch.zeros(n, dtype=torch.long), m=torch.zeros(n),
-            drop=None, similar=torch.arange(n), number=1)
-        with torch.autocast('cpu', torch.bfloat16, enabled=low):
-            return step_loss(net, eid, make_scheduler(r.schedule), r.loss, r.loss.lam, b, torch.zeros_like(b.x0))
-    def recogniser(n):
-        net, head, y = ARCHS[c.arch](c.dim, size, size), HEADS[c.head](c.dim, classes), torch.zeros(n, dtype=torch.long)
-        with torch.autocast('cpu', torch.bfloat16, enabled=c.precision == 'bf16'): e = net(torch.zeros(n, 3, size, size))
-        return F.cross_entropy(head(e.float(), y), y)
-    with torch.device('meta'):
-        net = build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
-        parts = [sum(p.numel() for p in o.parameters())*4 for o in (net, FaceEncoder.of(arch), ARCHS[c.arch](c.dim, size, size))]
-    head, moments = 4*classes*c.dim, 1 if c.optimiser == 'sgd' else 2
-    share = lambda batch: math.ceil(batch/processes)
-    return dict(generator=dict(weights=parts[0], gradients=parts[0], optimiser=2*parts[0], average=parts[0], e_id=parts[1],
-            activations=kept_bytes(generator)*share(r.training.batch)),
-        recogniser=dict(weights=parts[2]+head, gradients=parts[2]+head, optimiser=moments*(parts[2]+head),
-            activations=kept_bytes(recogniser)*share(c.batch)))
+): # dict: for the generator and the recogniser: bytes that a process needs, by what for
+    "Memory of training on each GPU, computed"
+    size, c = r.faces.size, r.recogniser
+    def generator_loss(n):
+        denoiser, encoder, _ = networks_of(r, arch)
+        faces, zeros = torch.zeros(n, 3, size, size), torch.zeros(n)
+        batch = TrainingBatch(faces, torch.zeros(n, encoder.config.dim), faces, zeros.long(), zeros, None, torch.arange(n), 1)
+        with torch.autocast('cpu', torch.bfloat16, enabled=r.training.precision != 'no'):
+            return step_loss(denoiser, encoder, make_scheduler(r.schedule), batch, r.loss.lam, r.loss)
+    def recogniser_loss(n):
+        _, _, backbone = networks_of(r, arch)
+        labels = torch.zeros(n, dtype=torch.long)
+        with torch.autocast('cpu', torch.bfloat16, enabled=c.precision == 'bf16'): e = backbone(torch.zeros(n, 3, size, size))
+        return F.cross_entropy(HEADS[c.head](c.dim, classes)(e.float(), labels), labels)
+    def training(weights, moments, loss, batch):
+        share = -(-batch//processes)
+        return dict(weights=weights, gradients=weights, optimiser=moments*weights, activations=kept_bytes(loss)*share)
+    denoiser, encoder, backbone = weight_bytes(r, arch)
+    generator = training(denoiser, 2, generator_loss, r.training.batch) | dict(average=denoiser, e_id=encoder)
+    moments = 1 if c.optimiser == 'sgd' else 2
+    return dict(generator=generator, recogniser=training(backbone+4*classes*c.dim, moments, recogniser_loss, c.batch))
 
-# %% ../../nbs/73_experiment.planning.ipynb #c871d046
+# %% ../../nbs/73_experiment.planning.ipynb #ce4e0a8c
+MANIFEST_LINE = 260      # bytes, about: a hash of 64 and a path are most of it
+
 def disk(
     r:Recipe, # to be planned
     images:int, # training photos
     picture:float, # bytes of an encoded face of this size
-    dim:int=512, # width of E_id's embedding
-    dim_judge:int=512, # and of the judge's
-)->dict[str, int]: # bytes, by what for
+    arch:str='ir50', # of E_id
+    dims:int=1024, # width of E_id's embedding and of the judge's, added up
+): # dict of bytes, by what for
     "What a run leaves on the disk, and what it needs beside while it trains"
-    w, c, size = workload(r, images), r.recogniser, r.faces.size
-    with torch.device('meta'):
-        net = sum(p.numel() for p in build_denoiser(r.unet, r.condition, dim, size).parameters())*4
-        back = sum(p.numel() for p in ARCHS[c.arch](c.dim, size, size).parameters())*4
-    drawn = next(o['amount'] for o in w if o['work'] == 'generate')
-    trained = r.study.seeds*(len(volumes_of(r))*(len(r.study.scalar)+len(r.study.sphere))+2)
-    return dict(decoded_photos=images*3*size**2, embeddings=4*2*images*(dim+dim_judge), generator=net, checkpoints=2*4*net,
-        sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE, recognisers=trained*back)
+    denoiser, _, backbone = weight_bytes(r, arch)
+    volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
+    drawn, recognisers = sets*int(union_of(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
+    return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser, checkpoints=2*4*denoiser,
+        sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE, recognisers=recognisers*backbone)
 
-MANIFEST_LINE = 260                                      # bytes, about: a hash of 64 and a path are most of it
-
+# %% ../../nbs/73_experiment.planning.ipynb #cf611d9d
 def rate_of(
-    rates:dict, # what `cemiface bench --json` printed
+    rates, # what `cemiface bench --json` printed
     work:str, # train, sample, generate, recogniser or embed
     size:int, # side of the faces in pixels
     steps:int=20, # sampling steps, for generate
 )->float: # images a second, with writing where it was measured
     "A measured rate; raises CemiFaceError where it was not measured at this size"
-    found = [o for o in rates.get('rows', []) if o['work'] == work and o['size'] == size]
-    if not found: raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; measure it by cemiface bench at this size')
-    row = found[0]
-    return row['rate'] if work != 'generate' else row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
+    row = next((o for o in rates.get('rows', []) if o['work'] == work and o['size'] == size), None)
+    if row is None:
+        raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; measure it by cemiface bench at this size')
+    if work != 'generate': return row['rate']
+    return row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
 
 def priced(
-    stages:list[dict], # from workload
-    rates:dict, # what `cemiface bench --json` printed
+    stages, # from workload
+    rates, # what `cemiface bench --json` printed
     r:Recipe, # which was planned
     processes:int=1, # that share the work
-)->list[dict]: # the same, with rate (images a second of a process) and hours
+): # the same, with rate (images a second of a process) and hours
     "What each stage will take; raises CemiFaceError for a rate that was not measured"
-    speed = {o: rate_of(rates, o, r.faces.size, r.generation.steps) for o in {o['work'] for o in stages}}
-    return [o | dict(rate=speed[o['work']], hours=o['amount']/speed[o['work']]/3600/processes) for o in stages]
+    rows = []
+    for o in stages:
+        rate = rate_of(rates, o['work'], r.faces.size, r.sampling.steps)
+        rows.append(o | dict(rate=rate, hours=o['amount']/rate/3600/processes))
+    return rows
 
-# %% ../../nbs/73_experiment.planning.ipynb #ce608732
+# %% ../../nbs/73_experiment.planning.ipynb #c631f7bb
 def miniature(
     r:Recipe, # to be tried
     images:int, # photos that it is tried on
 )->Recipe: # two faces a step, two steps
     "The same networks, and as little work as shows that all stages work"
-    few = dict(batch=2, compile=False)
-    return replace(r, training=replace(r.training, epochs=4/images, **few), inquiries=replace(r.inquiries, identities=2, threshold=1., avoid=1., drawn=4),
-        generation=replace(r.generation, per_identity=2, copies=1, steps=2, **few),
-        recogniser=replace(r.recogniser, epochs=1, decay_epochs=[], lr=min(r.recogniser.lr, 1e-3), **few),
-        study=replace(r.study, scalar=r.study.scalar[:1], sphere=r.study.sphere[:1], seeds=1, volumes=[]))
+    few = [f'{section}.{value}' for section in ('training', 'sampling', 'recogniser') for value in ('batch=2', 'compile=false')]
+    return changed(r, [*few, f'training.epochs={4/images}', 'inquiries.identities=2', 'inquiries.threshold=1.0',
+        'inquiries.avoid=1.0', 'inquiries.drawn=4', 'generation.per_identity=2', 'generation.copies=1', 'sampling.steps=2',
+        'recogniser.epochs=1', 'recogniser.decay_epochs=[]', f'recogniser.lr={min(r.recogniser.lr, 1e-3)}', 'study.seeds=1',
+        'study.volumes=[]', f'study.scalar={r.study.scalar[:1]}', f'study.sphere={r.study.sphere[:1]}'])
 
+# %% ../../nbs/73_experiment.planning.ipynb #caaca848
 def sample_photos(
+    r:Recipe, # side and format of faces
     entries:list, # from scan
     to:Path, # folder to make: photos/, as the set is laid out, and people/ with pairs.txt
-    size:int, # side in pixels
-    people:int=4, # how many, with four photos each (or as many photos without identities)
 )->FaceSet:
-    "A few photos of a set, in a folder of their own, and pairs made of them"
+    "A few photos of a set in a folder of their own, four of each of four people, and pairs made of them"
     groups = {}
     for e in entries: groups.setdefault(e.identity, []).append(e)
-    picked = [e for g in sorted(groups.values(), key=len, reverse=True)[:people] for e in g[:4*(people if None in groups else 1)]]
-    for k, e in enumerate(picked):
-        file = to/'photos'/(f'p{list(groups).index(e.identity)}' if e.identity else '')/f'{k:03d}{Path(e.name).suffix}'
-        with atomic_path(file) as tmp: tmp.write_bytes(e.read())
-    faces, names = FaceSet.from_folder(to/'photos', size), 'ABCD'
-    for k, name in enumerate(names):
-        for i in (1, 2): save_image(faces.images[k%len(faces)], to/'people'/name/f'{name}_{i:04d}.png')
-    write_pairs(to/'pairs.txt', 2, [o for a, b in ('AB', 'CD') for o in ((a, 1, a, 2, True), (a, 1, b, 1, False))])
+    for i, group in enumerate(sorted(groups.values(), key=len, reverse=True)[:4]):
+        for k, e in enumerate(group[:4 if group[0].identity else 16]):      # or sixteen of nobody in particular
+            home = to/'photos'/(f'p{i}' if e.identity else '')
+            with atomic_path(home/f'{k:03d}{Path(e.name).suffix}') as path: path.write_bytes(e.read())
+    faces = FaceSet.from_folder(to/'photos', r.faces.size)
+    for k, name in enumerate('AABBCCDD'):
+        save_image(faces.images[k%len(faces)], to/'people'/name/f'{name}_{k%2+1:04d}.{r.generation.image_format}')
+    write_text(to/'pairs.txt', '2\t1\nA\t1\t2\nA\t1\tB\t1\nC\t1\t2\nC\t1\tD\t1\n')      # as LFW's: two folds of one pair of each kind
     return faces
 
-# %% ../../nbs/73_experiment.planning.ipynb #c3d415da
+# %% ../../nbs/73_experiment.planning.ipynb #cc9c04ad
 def trial(
     r:Recipe, # to be tried
     inputs:Inputs, # of which faces are needed; E_id is untrained where it is missing
     cpu:bool=False, # stay on the CPU
-)->dict: # seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
+): # dict: seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
     "Run the miniature of a recipe in a temporary folder"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
-        d, eid = Path(tmp), inputs.identity_encoder
-        faces = sample_photos(scan(inputs.faces), d, r.faces.size)
-        if not eid: FaceEncoder.of('ir50').save_pretrained(eid := d/'eid')
-        small = miniature(r, len(faces))
-        results = run(small, d/'run', Inputs(str(d/'photos'), str(eid), inputs.judge, str(d/'pairs.txt'), str(d/'people')), cpu)
-        net = load_encoder(eid); began = time.perf_counter(); embed(net, faces.images, device='cpu' if cpu else None); seconds = time.perf_counter()-began
-        with tempfile.TemporaryDirectory(dir=d) as p:
-            for k, o in enumerate(faces.images): save_image(o, f'{p}/{k}.{r.generation.image_format}')
-            picture = sum(f.stat().st_size for f in Path(p).iterdir())/len(faces)
-    took, size = results['seconds'], r.faces.size
-    per = lambda stage, n: n/max(next(v for k, v in took.items() if k.startswith(stage)), .1)
-    rates = dict(train=per('generator', 4), generate=per('set ', 4), recogniser=per('recogniser ', 6), embed=len(faces)/seconds)
-    return dict(seconds=took | dict(total=round(time.perf_counter()-start, 1)), peak_memory_bytes=_peak(), picture_bytes=round(picture), hardware=hardware(),
-        rates=dict(rows=[dict(work=k, size=size, rate=v, steps=2) for k, v in rates.items()]))
+        home, encoder = Path(tmp), inputs.identity_encoder or f'{tmp}/encoder'
+        faces = sample_photos(r, scan(inputs.faces), home)
+        if not inputs.identity_encoder: FaceEncoder.of('ir50').save_pretrained(encoder)
+        given = Inputs(f'{tmp}/photos', encoder, inputs.judge, f'{tmp}/pairs.txt', f'{tmp}/people')
+        results = run(miniature(r, len(faces)), home/'run', given, cpu)
+        net, device = load_encoder(encoder), 'cpu' if cpu else None
+        seconds, = measure(lambda: embed(net, faces.images, device=device), repeats=1, least=0)
+        pictures = [f.stat().st_size for f in home.glob('people/*/*')]
+    took, name = results['seconds'], results['sets'][0]['name']
+    did = dict(train=(4, 'generator'), generate=(4, f'set {name}'), recogniser=(6, f'recogniser {name} 0'))
+    rates = dict(embed=len(faces)/seconds) | {work: images/max(took[stage], .1) for work, (images, stage) in did.items()}
+    return dict(seconds=took | dict(total=round(time.perf_counter()-start, 1)), peak_memory_bytes=peak_memory(),
+        picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware(),
+        rates=dict(rows=[dict(work=work, size=r.faces.size, rate=rate, steps=2) for work, rate in rates.items()]))
 
-# %% ../../nbs/73_experiment.planning.ipynb #cca100e8
+# %% ../../nbs/73_experiment.planning.ipynb #cc753a84
 def dry_run(
     r:Recipe, # to be planned
     inputs:Inputs, # faces at least; the rest is checked where it is given
     rates:dict|None=None, # what `cemiface bench --json` printed; by default those of the trial
     cpu:bool=False, # stay on the CPU
     processes:int=1, # that will share the work
-)->dict: # faces, stages with hours, memory, disk, trial
-    "Plan a run, and try every stage of it; raises CemiFaceError for what would stop it later, and writes nothing outside a temporary folder"
-    if r.faces.source == 'toy': raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
-    check_recipe(r); check_files(inputs)
-    if rates: priced(workload(r, 1), rates, r)                # before the work
-    nets = [load_encoder(o).config for o in (inputs.identity_encoder, inputs.judge) if o]
+): # dict: faces, stages with hours, memory, disk, trial
+    "Plan a run and try all its stages, outside the run's folder; raises CemiFaceError for what would stop it later"
+    if r.faces.source == 'toy':
+        raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
+    check_recipe(r)
+    check_files(inputs)
+    if rates: priced(workload(r, 1), rates, r)      # what is missing is better told before the work
+    nets = [load_encoder(path).config for path in (inputs.identity_encoder, inputs.judge) if path]
     entries = scan(inputs.faces)
-    images, people = len(entries), len({o.identity for o in entries}-{None})
-    t = trial(r, inputs, cpu)
-    rates, source = (rates, 'measured by bench') if rates else (t['rates'], 'of the few steps of this dry run, starting up included: far too slow')
-    stages = priced(workload(r, images, bool(people)), rates, r, processes)
-    classes = max(people, r.inquiries.identities, *map(len, volumes_of(r).values()))
-    arch, dims = nets[0].arch if nets else 'ir50', [o.dim for o in nets] or [512]
-    need = memory(r, arch, classes, processes)
-    return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about, faces=dict(images=images, identities=people), processes=processes, stages=stages,
-        hours=sum(o['hours'] for o in stages), rates=source, memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
-        disk=disk(r, images, t['picture_bytes'], dims[0], dims[-1]), trial={k: v for k, v in t.items() if k != 'rates'})
+    images, people = len(entries), len({e.identity for e in entries}-{None})
+    tried = trial(r, inputs, cpu)
+    measured = tried.pop('rates')
+    source = 'measured by bench' if rates else 'of the few steps of this dry run, starting up included: far too slow'
+    stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
+    arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
+    need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes)
+    return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about, faces=dict(images=images, identities=people),
+        processes=processes, stages=stages, hours=sum(o['hours'] for o in stages), rates=source,
+        memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
+        disk=disk(r, images, tried['picture_bytes'], arch, dims), trial=tried)
 
-# %% ../../nbs/73_experiment.planning.ipynb #c63579f3
+# %% ../../nbs/73_experiment.planning.ipynb #c27bf79b
 def plan_table(
-    p:dict, # from dry_run
+    p, # from dry_run
 )->str:
     "A plan in words"
-    size = lambda b: f'{b/1e9:,.1f} GB' if b > 1e8 else f'{b/1e6:,.1f} MB'
-    lines = [f'{p["recipe"]}: {p["about"]}', f'{p["faces"]["images"]:,} photos, {p["faces"]["identities"]:,} identities; {p["processes"]} process(es)', '']
-    lines += [f'{o["stage"]:52} {o["amount"]:>14,} images {o["steps"] or 0:>9,} steps  at {o["rate"]:>9,.2f}/s {o["hours"]:>10,.2f} h' for o in p['stages']]
-    lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}', '']
-    each = lambda d: f'{size(d.get("total") or sum(d.values()))} ({", ".join(f"{k} {size(b)}" for k, b in d.items() if k != "total")})'
-    lines += [f'memory of each process that trains the {k}, computed: {each(v)}' for k, v in p['memory'].items()]
-    t, took = p['trial'], p['trial']['seconds']
-    lines += [f'disk, computed: {each(p["disk"])}', '',
-        f'tried: every stage with the full-size networks, two faces a step, in {took["total"]:.0f} s and {size(t["peak_memory_bytes"] or 0)} '
-        f'({t["hardware"]}): ' + ', '.join(f'{k} {v:g} s' for k, v in took.items() if k != 'total')]
+    def size(b): return f'{b/1e9:,.1f} GB' if b > 1e8 else f'{b/1e6:,.1f} MB'
+    def parts(d): return f'{size(d.get("total") or sum(d.values()))} ({", ".join(f"{k} {size(b)}" for k, b in d.items() if k != "total")})'
+    tried, took = p['trial'], dict(p['trial']['seconds'])
+    lines = [f'{p["recipe"]}: {p["about"]}',
+        f'{p["faces"]["images"]:,} photos, {p["faces"]["identities"]:,} identities; {p["processes"]} process(es)', '']
+    for o in p['stages']:
+        lines.append(f'{o["stage"]:52} {o["amount"]:>14,} images {o["steps"] or 0:>9,} steps  at {o["rate"]:>9,.2f}/s {o["hours"]:>10,.2f} h')
+    lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}', '',
+        *(f'memory of each process that trains the {k}, computed: {parts(v)}' for k, v in p['memory'].items()),
+        f'disk, computed: {parts(p["disk"])}', '',
+        f'tried: every stage with the full-size networks, two faces a step, in {took.pop("total"):.0f} s and '
+        f'{size(tried["peak_memory_bytes"] or 0)} ({tried["hardware"]}): ' + ', '.join(f'{k} {v:g} s' for k, v in took.items())]
     return '\n'.join(lines)

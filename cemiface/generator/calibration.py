@@ -63,7 +63,8 @@ class Calibration:
         low, high = self.reach
         if not low <= similarity <= high:
             raise CemiFaceError(f'similarity = {similarity:g} is out of the reach of {self.control} control, '
-                                f'[{np.ceil(low*1e3)/1e3:g}, {np.floor(high*1e3)/1e3:g}] by the judge {self.judge[:8]}')
+                                f'[{np.ceil(low*1e3)/1e3:g}, {np.floor(high*1e3)/1e3:g}] by the judge '
+                                f'{self.judge[:8]}')
         return round(brentq(lambda m: self.curve(m)-similarity, self.m[0], self.m[-1]), 4)
 
 # %% ../../nbs/37_generator.calibration.ipynb #c015

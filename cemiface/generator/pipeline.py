@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from cemiface.core import (
-    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder, text_table,
+    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
+    text_table,
     write_text)
 from ..recipe import ASSETS, from_dict, GeneratorParts, SamplingConfig
 from ..runtime import processes, resolve_precision
@@ -60,10 +61,12 @@ class CemiFacePipeline(DiffusionPipeline):
         facts:dict|None=None, # what else its card should say, such as leakage
     ):
         super().__init__()
-        self.register_modules(unet=unet, condition=condition, scheduler=scheduler, identity_encoder=identity_encoder)
+        self.register_modules(unet=unet, condition=condition, scheduler=scheduler,
+            identity_encoder=identity_encoder)
         trained = dict(format_version=FORMAT_VERSION) | (trained or {})
         self.register_to_config(trained=trained, calibrations=calibrations or {}, facts=facts or {})
-        self.set_progress_bar_config(disable=None)             # as tqdm says: a bar on a terminal, and nowhere else
+        # as tqdm says: a bar on a terminal, and nowhere else
+        self.set_progress_bar_config(disable=None)
 
     @property
     def size(self)->int:
@@ -74,7 +77,8 @@ class CemiFacePipeline(DiffusionPipeline):
     def weights(self)->dict:
         "Name of a parameter -> its values"
         parts = dict(unet=self.unet, condition=self.condition)
-        return {f'{n}.{k}': v.float().cpu().numpy() for n, part in parts.items() for k, v in part.state_dict().items()}
+        return {f'{n}.{k}': v.float().cpu().numpy() for n, part in parts.items() for k,
+            v in part.state_dict().items()}
 
     @property
     def weights_fingerprint(self)->str:
@@ -85,7 +89,8 @@ class CemiFacePipeline(DiffusionPipeline):
     def fingerprint(self):
         "Short hex digest of all that decides its faces: weights, scheduler, identity encoder"
         config = {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')}
-        return fingerprint(self.weights, type(self.scheduler).__name__, config, self.identity_encoder.fingerprint)
+        return fingerprint(self.weights, type(self.scheduler).__name__, config,
+            self.identity_encoder.fingerprint)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c014
 @patch(as_prop=True)
@@ -100,7 +105,8 @@ def keep(self:CemiFacePipeline,
     "Use a calibration from now on; raises CemiFaceError for one of other weights"
     c = calibration
     if c.generator != self.weights_fingerprint:
-        raise CemiFaceError(f'the calibration of {c.control} control is of another generator; calibrate this one')
+        raise CemiFaceError(f'the calibration of {c.control} control is of another generator; calibrate this '
+                            'one')
     self.register_to_config(calibrations=dict(self.config.calibrations) | {c.control: plain(asdict(c))})
     return self
 
@@ -153,7 +159,8 @@ def __call__(self:CemiFacePipeline,
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
     seed = generator
-    if isinstance(seed, torch.Generator): seed = int(torch.randint(2**31, (1,), generator=seed, device=seed.device))
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**31, (1,), generator=seed, device=seed.device))
     sampling = SamplingConfig(num_inference_steps, eta, guidance_scale, similarity_guidance_scale)
     request = self.resolve(SetRequest(m, similarity, control, seed, sampling))
     device, faces = self._execution_device, as_faces(faces)
@@ -233,10 +240,12 @@ def origin_text(
     "What a generator was made from"
     schedule, e = pipe.scheduler.config, pipe.identity_encoder
     named = type(pipe.scheduler).__name__
-    trained = {k: v for k, v in pipe.config.trained.items() if k not in ('format_version', 'identity_encoder', 'size')}
+    trained = {k: v for k, v in pipe.config.trained.items() if k not in ('format_version', 'identity_encoder',
+        'size')}
     return fact_list({'pixels': f'{pipe.size}x{pipe.size}',
         'sampling': f'{named}, {schedule.num_train_timesteps} timesteps, {schedule.prediction_type}',
-        'E_id, which guided the training': f'{e.config.arch}, {e.config.dim}-d, {e.fingerprint[:8]}', 'training': trained})
+        'E_id, which guided the training': f'{e.config.arch}, {e.config.dim}-d, {e.fingerprint[:8]}',
+        'training': trained})
 
 def calibration_text(
     c:Calibration, # of one control
@@ -244,8 +253,10 @@ def calibration_text(
     "What a control achieves"
     rows = [(f'{m:g}', f'{mean:.2f}', f'{std:.2f}') for m, mean, std in zip(c.m, c.mean, c.std)]
     return '\n'.join([f'### {c.control} control reaches [{c.reach[0]:.2f}, {c.reach[1]:.2f}]', '',
-        f'By the judge {c.judge[:8]}, on {c.inquiries} held-out inquiries, {c.per_face} faces of each at every m; '
-        f'{c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, similarity guidance {c.similarity_guidance:g}.',
+        f'By the judge {c.judge[:8]}, on {c.inquiries} held-out inquiries, {c.per_face} faces of each at '
+        'every m; '
+        f'{c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, similarity guidance '
+        f'{c.similarity_guidance:g}.',
         f'Averages over inquiries that the curve was not fitted to lie {c.error:.3f} off it.',
         f'Ask with `pipe(faces, similarity=..., control={c.control!r})`.', '',
         '```', *text_table(['m', 'cosine', 'std'], rows, '>>>'), '```'])
@@ -294,7 +305,8 @@ def save_pretrained(self:CemiFacePipeline,
     save_index(self, save_directory)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c037
-PART_CLASSES = dict(unet=['cemiface.generator.denoiser', 'FaceUNet'], condition=['cemiface.generator.condition', 'Condition'],
+PART_CLASSES = dict(unet=['cemiface.generator.denoiser', 'FaceUNet'],
+    condition=['cemiface.generator.condition', 'Condition'],
     identity_encoder=['cemiface.encoders.pretrained', 'FaceEncoder'])
 
 def check_index(
@@ -349,12 +361,14 @@ def check_parts(
     check_version(pipe.config.trained, path)
     needs, has = pipe.condition.config.dim, pipe.identity_encoder.config.dim
     if needs != has:
-        raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own has {has}; '
+        raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own '
+                            f'has {has}; '
                             'put back the one it was trained with')
     weights, kept = pipe.weights_fingerprint, pipe.config.calibrations
     stale = [control for control, c in pipe.calibrations.items() if c.generator != weights]
     if stale:
-        log(f'{path}: the calibration of {", ".join(stale)} control is of other weights and is not used; run cemiface calibrate')
+        log(f'{path}: the calibration of {", ".join(stale)} control is of other weights and is not used; run '
+            'cemiface calibrate')
         pipe.register_to_config(calibrations={k: v for k, v in kept.items() if k not in stale})
     return pipe
 
@@ -403,7 +417,8 @@ def train_generator(
             size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1])
         if ranks.is_main_process:
             scheduler = ddim(make_scheduler(parts.schedule))
-            save_parts(CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder.cpu(), facts), out)
+            save_parts(CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder.cpu(), facts),
+                out)
             folder.finish('training', key, **facts)
     ranks.wait_for_everyone()
     if ranks.is_main_process:                                  # nothing is left to resume

@@ -26,18 +26,22 @@ from .condition import apply_control, direction, face_rng, m_of
 @dataclass(frozen=True)
 class SetRequest:
     "What is asked of every face of a set; raises CemiFaceError for values that exclude each other or are out of range"
-    m:float|tuple[float, ...]|None = None   # condition of the network, in [-1,1]; of several, each face draws one
-    similarity:float|None = None            # or: the cosine to the inquiry that should come out, by the calibration
+    # condition of the network, in [-1,1]; of several, each face draws one
+    m:float|tuple[float, ...]|None = None
+    # or: the cosine to the inquiry that should come out, by the calibration
+    similarity:float|None = None
     control:str = 'scalar'                  # one of CONTROLS, or `none`: faces without an inquiry
     seed:int = 0                            # decides noise and directions
     sampling:SamplingConfig = SamplingConfig()
     per_identity:int|tuple[int, ...] = 50   # faces of each inquiry; one number, or one for each inquiry
-    directions:np.ndarray|None = field(default=None, compare=False)  # (D,D) factor of the covariance of directions
+    # (D,D) factor of the covariance of directions
+    directions:np.ndarray|None = field(default=None, compare=False)
 
     def __post_init__(self):
         if isinstance(self.m, list): object.__setattr__(self, 'm', tuple(self.m))
         if (self.m is None) == (self.similarity is None):
-            raise CemiFaceError('m and similarity exclude each other, and one of them is needed; give just one')
+            raise CemiFaceError('m and similarity exclude each other, and one of them is needed; give just '
+                                'one')
         if self.control not in (*CONTROLS, 'none'):
             raise CemiFaceError(f'control = {self.control!r} is not known; use one of {", ".join(CONTROLS)}')
         for value in np.ravel([] if self.m is None else self.m):
@@ -53,7 +57,8 @@ def request_of(
 )->SetRequest:
     "What a recipe asks of the set of one control and one m"
     sampling = recipe.sampling if control == 'scalar' else replace(recipe.sampling, similarity_guidance=1.)
-    return SetRequest(m, control=control, seed=recipe.seed, sampling=sampling, per_identity=recipe.generation.per_identity)
+    return SetRequest(m, control=control, seed=recipe.seed, sampling=sampling,
+        per_identity=recipe.generation.per_identity)
 
 # %% ../../nbs/36_generator.sampling.ipynb #c017
 def guided_prediction(
@@ -102,7 +107,8 @@ def sample(
     "Draw a batch of faces from their own noise, by any scheduler of diffusers"
     device, shape = pipe._execution_device, (3, pipe.size, pipe.size)
     x = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for rng in rngs]).to(device)
-    scheduler = copy.deepcopy(pipe.scheduler)                  # its own, for others may sample at the same time
+    # its own, for others may sample at the same time
+    scheduler = copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(sampling.steps, device='cpu')
     takes = inspect.signature(scheduler.step).parameters
     options = {k: v for k, v in dict(eta=sampling.eta, generator=rngs).items() if k in takes}
@@ -139,7 +145,8 @@ def draw_slice(
     if request.control == 'none': drop = torch.ones(len(who), dtype=bool, device=device)
     else:
         u = torch.stack([direction(seed, *w, e.shape[1]) for w in who]).to(device)
-        if request.directions is not None: u = u @ torch.as_tensor(request.directions, dtype=u.dtype, device=device).T
+        if request.directions is not None:
+            u = u @ torch.as_tensor(request.directions, dtype=u.dtype, device=device).T
         given, m = apply_control(e, m, request.control, u)
     faces = to_uint8(sample(pipe, given, m, [face_rng(seed, *w, device) for w in who], sampling, drop))
     return faces.cpu(), F.cosine_similarity(e, pipe.identity_encoder(to_float(faces)).float()).cpu()
@@ -168,7 +175,8 @@ def for_sampling(
     "A copy that draws faster: weights of the denoiser cast once, E_id folded"
     precision, fast = resolve_precision(sampling.precision, pipe.device), copy.copy(pipe)
     unet = copy.deepcopy(pipe.unet)
-    torch.nn.Module.to(unet, dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32))  # diffusers' own warns
+    # diffusers' own warns
+    torch.nn.Module.to(unet, dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32))
     if pipe.device.type == 'cuda': unet.to(memory_format=torch.channels_last)
     fast.unet, fast.identity_encoder = unet, pipe.identity_encoder.folded()
     return fast
@@ -181,7 +189,8 @@ def compile_for_sampling(
     e = torch.zeros(1, pipe.identity_encoder.config.dim)
     short = replace(request, m=1., control='scalar', sampling=replace(request.sampling, steps=2))
     graphs = pipe.device.type == 'cuda' and request.sampling.guidance == request.sampling.similarity_guidance == 1
-    try_compile(pipe.unet, lambda: draw_batch(pipe, e, [(0, 0)], short), 'reduce-overhead' if graphs else None)
+    try_compile(pipe.unet, lambda: draw_batch(pipe, e, [(0, 0)], short),
+        'reduce-overhead' if graphs else None)
 
 # %% ../../nbs/36_generator.sampling.ipynb #c039
 def fitting_batch(

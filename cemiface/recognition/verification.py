@@ -8,10 +8,11 @@ __all__ = ['THRESHOLDS', 'CHUNK', 'IJB_FARS', 'mirror_sum', 'pair_similarities',
            'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
            'template_similarities', 'loose_faces', 'TemplateVerification', 'verify_templates']
 
-# %% ../../nbs/50_recognition.verification.ipynb #c29def4f
+# %% ../../nbs/50_recognition.verification.ipynb #c8aa9b75
 import os
 import warnings
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.basics import chunked
 
-from ..core import CemiFaceError, progress, read_text
+from ..core import CemiFaceError, progress
 from ..data.formats import inside
 from ..data.faces import decode_to_array, PairSet
 from ..data.align import align_face, read_landmarks
@@ -50,7 +51,7 @@ def score_pairs(
     "Similarity of the two faces of every pair, as an encoder sees them."
     return pair_similarities(mirror_sum(embed_set(encoder, pairs, cache, device)), pairs)
 
-# %% ../../nbs/50_recognition.verification.ipynb #cf1b10e2
+# %% ../../nbs/50_recognition.verification.ipynb #c2379328
 THRESHOLDS = np.arange(0, 4, .01)
 
 def fold_accuracy(
@@ -58,29 +59,34 @@ def fold_accuracy(
     same:np.ndarray, # bool (n,)
     folds:int, # contiguous, in the given order
 )->dict: # accuracy, std, thresholds (folds,) as squared distance, correct (n,)
-    "Accuracy with the threshold chosen on the other folds; with one fold, on itself. CemiFaceError if there are too few pairs."
+    """Accuracy with the threshold chosen on the other folds; with one fold, on itself.
+
+    Raises CemiFaceError if there are too few pairs."""
     same, distance = np.asarray(same, bool), 2 - 2*np.asarray(sim, np.float64)
     if not 1 <= folds <= len(same):
         raise CemiFaceError(f'{len(same)} pairs cannot be cut into {folds} folds; choose 1 to {len(same)}')
     right = (distance < THRESHOLDS[:, None]) == same                   # (thresholds, n)
     chosen, parts = [], np.array_split(right, folds, axis=1)
-    for k in range(folds):
-        score = sum(part.sum(1) for i, part in enumerate(parts) if i != k or folds == 1)
-        chosen.append(np.flatnonzero(score == score.max())[-1])        # of equally good ones the lowest similarity
+    for part in parts:
+        score = right.sum(1) - part.sum(1)*(folds > 1)         # correct pairs of the other folds, per threshold
+        chosen.append(np.flatnonzero(score == score.max())[-1])                  # the lowest similarity wins a tie
     correct = [part[best] for part, best in zip(parts, chosen)]
     accuracies = [part.mean() for part in correct]
     return dict(accuracy=float(np.mean(accuracies)), std=float(np.std(accuracies)),
         thresholds=THRESHOLDS[chosen], correct=np.concatenate(correct))
 
-# %% ../../nbs/50_recognition.verification.ipynb #c66d9a2b
+# %% ../../nbs/50_recognition.verification.ipynb #cd07c651
 def roc(
     sim:np.ndarray, # cosine (n,)
     same:np.ndarray, # bool (n,)
 )->tuple: # FAR, TAR, thresholds on the cosine (falling, accept if >=), each (k,)
-    "Every point of the ROC curve, from accepting nothing to accepting all. CemiFaceError unless both kinds of pairs occur."
+    """Every point of the ROC curve, from accepting nothing to accepting all.
+
+    Raises CemiFaceError unless both kinds of pairs occur."""
     from sklearn.metrics import roc_curve              # slow to import
     same = np.asarray(same, bool)
-    if same.all() or not same.any(): raise CemiFaceError('a ROC curve needs pairs of the same and of different people')
+    if same.all() or not same.any():
+        raise CemiFaceError('a ROC curve needs pairs of the same and of different people')
     return roc_curve(same, sim, drop_intermediate=False)
 
 # %% ../../nbs/50_recognition.verification.ipynb #cf8afcf2
@@ -93,7 +99,7 @@ def tar_at_far(
     far, tar, _ = roc(sim, same)
     return {f'{target:g}': float(tar[np.searchsorted(far, target, 'right')-1]) for target in fars}
 
-# %% ../../nbs/50_recognition.verification.ipynb #cc2a7831
+# %% ../../nbs/50_recognition.verification.ipynb #c5675abb
 def plot_roc(
     sets:dict, # name: (similarities, same)
     ax=None, # matplotlib axes to draw into
@@ -105,12 +111,13 @@ def plot_roc(
         far, tar, _ = roc(sim, same)
         line, = ax.plot(far, tar, drawstyle='steps-post', label=name)
         ax.plot(fars, list(tar_at_far(sim, same, fars).values()), 'o', ms=4, color=line.get_color())
-    ax.set(xscale='log', xlim=(min(fars)/2, 1), ylim=(0, 1.02), xlabel='false acceptance', ylabel='true acceptance')
+    ax.set(xscale='log', xlim=(min(fars)/2, 1), xlabel='false acceptance')
+    ax.set(ylim=(0, 1.02), ylabel='true acceptance')
     ax.grid(alpha=.3)
     ax.legend(fontsize=8, loc='lower right')
     return ax
 
-# %% ../../nbs/50_recognition.verification.ipynb #c252b845
+# %% ../../nbs/50_recognition.verification.ipynb #c39df501
 def _pair_weights(person_left, person_right, n, rng):
     "Weights of the pairs (sum 1) in each of `n` resamplings, where as many people are drawn as there are"
     people, index = np.unique([person_left, person_right], return_inverse=True)
@@ -118,7 +125,7 @@ def _pair_weights(person_left, person_right, n, rng):
     while n:
         count = np.bincount(rng.integers(0, len(people), len(people)), minlength=len(people))
         weight = count[left]*np.where(left == right, 1, count[right])
-        if not weight.any(): continue                                  # no pair has both its people: draw again
+        if not weight.any(): continue                          # no pair has both its people: draw again
         n -= 1
         yield weight/weight.sum()
 
@@ -126,30 +133,30 @@ def _percentiles(means, level):
     "The interval that holds the fraction `level` of some numbers, as two floats"
     return np.quantile(means, [(1-level)/2, (1+level)/2]).tolist()
 
-# %% ../../nbs/50_recognition.verification.ipynb #cbb71748
+# %% ../../nbs/50_recognition.verification.ipynb #cf36ad9e
 def bootstrap_interval(
     values:np.ndarray, # one number per pair (n,), for instance whether it was judged rightly
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
-    n:int=1000, # resamplings
-    seed:int=0, # of them
-    level:float=.95, # coverage
+    n=1000, # resamplings
+    seed=0, # of them
+    level=.95, # coverage
 )->tuple: # (lo, hi)
-    "Percentile interval of the mean when people, not pairs, are drawn anew: a pair weighs as much as both its people."
+    "Percentile interval of the mean when people, not pairs, are drawn anew."
     rng, values = np.random.default_rng(seed), np.asarray(values, np.float64)
     return tuple(_percentiles([w @ values for w in _pair_weights(person_left, person_right, n, rng)], level))
 
-# %% ../../nbs/50_recognition.verification.ipynb #c95aec0b
+# %% ../../nbs/50_recognition.verification.ipynb #c26e6d41
 def paired_difference(
     a, # right or wrong, (generators,recognisers,n) or with fewer axes in front
     b, # likewise, of the other set; an axis of length one serves all of the first
     person_left:np.ndarray, # identity (n,)
     person_right:np.ndarray, # identity (n,)
-    n:int=1000, # resamplings
-    seed:int=0, # of them
-    level:float=.95, # coverage
-)->dict: # difference, lo, hi (fractions; positive where a is better), p (None below six replicates), replicates
-    "How much better a set is than another one on the same pairs, when generators, recognisers and people are drawn anew"
+    n=1000, # resamplings
+    seed=0, # of them
+    level=.95, # coverage
+)->dict: # difference, lo, hi (positive where a is better), p (None below six replicates), replicates
+    "How much better a set is than another one, with generators, recognisers and people drawn anew"
     from scipy.stats import permutation_test           # slow to import
     d = np.array(np.subtract(a, b, dtype=np.float64), ndmin=3)
     g, s, _ = d.shape
@@ -163,11 +170,11 @@ def paired_difference(
     lo, hi = _percentiles(means, level)
     return dict(difference=float(d.mean()), lo=lo, hi=hi, p=p, replicates=g*s)
 
-# %% ../../nbs/50_recognition.verification.ipynb #c1ceb09c
+# %% ../../nbs/50_recognition.verification.ipynb #c10cfce0
 def holm(
     p, # p-values of one family of comparisons, (k,)
 )->np.ndarray: # (k,)
-    "p-values after Holm's step-down correction: below 0.05, the family's chance of one false alarm is below 0.05"
+    "p-values after Holm's correction: the chance of one false alarm in the family stays below the level"
     p, order = np.asarray(p), np.argsort(p)
     corrected = np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)).clip(max=1)
     return corrected[np.argsort(order)]
@@ -184,13 +191,13 @@ class Verification:
     threshold:float=None # squared distance, mean over folds
     tar_at_far:dict=None # TAR, each under its FAR as text
 
-# %% ../../nbs/50_recognition.verification.ipynb #c4360abd
+# %% ../../nbs/50_recognition.verification.ipynb #c473270f
 def verify(
     encoder:FaceEncoder,
     pairs:PairSet,
     cache=None, # folder that keeps embeddings
     device=None, # where to compute; by default where the encoder is
-    folds:int|None=None, # instead of those of the pair set
+    folds=None, # instead of those of the pair set
     fars=(1e-2, 1e-3), # false acceptance rates
 )->Verification:
     "Verify all pairs by mirror-summed embeddings. CemiFaceError for too few pairs."
@@ -215,16 +222,16 @@ def gap_to_real(
     "How much better real faces are."
     return 100*(real-other)
 
-# %% ../../nbs/50_recognition.verification.ipynb #cfdf9348
+# %% ../../nbs/50_recognition.verification.ipynb #c1669b57
 def summary(
     results:list[dict], # one verification (asdict) per recogniser seed
 )->dict: # means over seeds, and the accuracy of each
     "Verification of a set: mean over recogniser seeds; `std` is over folds"
-    def mean(values): return float(np.mean(list(values)))
-    def mean_of(key): return mean(r[key] for r in results)
-    rates = {far: mean(r['tar_at_far'][far] for r in results) for far in results[0]['tar_at_far']}
-    return dict(accuracy=mean_of('accuracy'), std=mean_of('std'), ci95=[mean(ends) for ends in zip(*(r['ci95'] for r in results))],
-        tar_at_far=rates, seeds=[r['accuracy'] for r in results])
+    columns = zip(*((r['accuracy'], r['std'], *r['ci95'], *r['tar_at_far'].values()) for r in results))
+    accuracy, std, lo, hi, *rates = (float(np.mean(column)) for column in columns)
+    tars = dict(zip(results[0]['tar_at_far'], rates))
+    seeds = [r['accuracy'] for r in results]
+    return dict(accuracy=accuracy, std=std, ci95=[lo, hi], tar_at_far=tars, seeds=seeds)
 
 # %% ../../nbs/50_recognition.verification.ipynb #c1e87853
 @dataclass(frozen=True)
@@ -239,51 +246,46 @@ class Templates:
     images:Path # folder of the images
     pairs:Path # file of pairs
 
-# %% ../../nbs/50_recognition.verification.ipynb #c0d70607
+# %% ../../nbs/50_recognition.verification.ipynb #c1a1ac14
 def read_templates(
     root, # folder with loose_crop/ and meta/*_face_tid_mid.txt and the two other lists
 )->Templates:
-    "Read the description of IJB-B or IJB-C; the pairs are read later. CemiFaceError naming what is missing or wrong."
+    "Read what IJB-B or IJB-C consists of, but for the pairs. CemiFaceError naming what is missing or wrong."
     root = Path(root)
     meta = root/'meta' if (root/'meta').is_dir() else root
     lists = sorted(meta.glob('*_face_tid_mid.txt'))
     if len(lists) != 1:
-        raise CemiFaceError(f'{meta} should hold one file named like ijbc_face_tid_mid.txt, but has {len(lists)}')
-    members, numbers = lists[0], []
+        raise CemiFaceError(f'{meta} should hold one file named like ijbc_face_tid_mid.txt, not {len(lists)}')
+    members, = lists
     name = members.name.removesuffix('_face_tid_mid.txt')
     marks = f'{name}_name_5pts_score.txt'
     files, landmarks, score = read_landmarks(meta/marks)
-    lines = filter(str.strip, read_text(members, 'list of templates').split('\n'))
-    for no, (line, file) in enumerate(zip(lines, [*files, None]), 1):  # None: a line more than there are images
-        image, *rest = line.split()
-        if len(rest) != 2 or not ''.join(rest).isdecimal():
-            raise CemiFaceError(f'{members} line {no}: an image, a template and a medium are expected')
-        if image != file: raise CemiFaceError(f'{members} line {no}: {image} is not what {marks} has there')
-        numbers.append(rest)
-    if len(numbers) < len(files): raise CemiFaceError(f'{members} ends after {len(numbers)} images, but {marks} has {len(files)}')
-    numbers = np.array(numbers, np.int64)
-    ids, template = np.unique(numbers[:, 0], return_inverse=True)
-    _, medium, count = np.unique(numbers, axis=0, return_inverse=True, return_counts=True)
+    try: rows = np.loadtxt(members, 'O,i8,i8', comments=None, ndmin=1)
+    except ValueError as e:
+        raise CemiFaceError(f'{members}: expected an image, a template and a medium a line ({e})') from None
+    for no, (image, file) in enumerate(zip_longest(rows['f0'], files, fillvalue='nothing'), 1):
+        if image != file: raise CemiFaceError(f'{members} line {no}: it has {image}, but {marks} has {file}')
+    ids, template = np.unique(rows['f1'], return_inverse=True)
+    _, medium, count = np.unique(rows[['f1', 'f2']], return_inverse=True, return_counts=True)
     pairs = meta/f'{name}_template_pair_label.txt'
-    return Templates(name, files, landmarks, template, score/count[medium.ravel()], ids, root/'loose_crop', pairs)
+    return Templates(name, files, landmarks, template, score/count[medium], ids, root/'loose_crop', pairs)
 
-# %% ../../nbs/50_recognition.verification.ipynb #c304f9b7
+# %% ../../nbs/50_recognition.verification.ipynb #c6ed5f2a
 def template_features(
     batches, # embeddings (image plus mirror image, raw) of consecutive images, (b,d) each
     templates:Templates,
 )->np.ndarray: # unit vectors (t,d), float32
     "Add up the images of every template as they come. CemiFaceError unless there is one embedding per image."
-    total, seen = 0, 0
+    total, seen, n = 0, 0, len(templates.files)
     for e in batches:
         if seen == 0: total = np.zeros((len(templates.ids), e.shape[1]))
         rows = slice(seen, seen+len(e))
         seen = rows.stop
-        if seen <= len(templates.files): np.add.at(total, templates.template[rows], e*templates.weight[rows, None])
-    if seen != len(templates.files):
-        raise CemiFaceError(f'{seen} embeddings are no match for the {len(templates.files)} images of {templates.name}')
+        if seen <= n: np.add.at(total, templates.template[rows], e*templates.weight[rows, None])
+    if seen != n: raise CemiFaceError(f'{seen} embeddings do not match the {n} images of {templates.name}')
     return unit(total).astype(np.float32)
 
-# %% ../../nbs/50_recognition.verification.ipynb #c07f63a3
+# %% ../../nbs/50_recognition.verification.ipynb #c0573413
 CHUNK = 2**14                                          # lines of a file of pairs that are in memory at once
 
 def template_similarities(
@@ -297,12 +299,14 @@ def template_similarities(
         for lines in chunked(filter(str.strip, f), CHUNK):
             try: left, right, same = rows = np.loadtxt(lines, np.int64, comments=None, ndmin=2).T
             except ValueError as e:
-                raise CemiFaceError(f'{path} after line {done}: two templates and 0 or 1 are expected ({e})') from None
+                where = f'{path} after line {done}'
+                raise CemiFaceError(f'{where}: two templates and 0 or 1 are expected ({e})') from None
             pair = np.searchsorted(ids, rows[:2]).clip(max=len(ids)-1)
             bad = (ids[pair] != rows[:2]).any(0) | (same>>1 != 0)
             if bad.any():
                 k = bad.argmax()
-                raise CemiFaceError(f'{path} line {done+k+1}: {rows[:, k].tolist()} are not two templates and 0 or 1')
+                found = rows[:, k].tolist()
+                raise CemiFaceError(f'{path} line {done+k+1}: {found} are not two templates and 0 or 1')
             sims.append(np.einsum('ij,ij->i', *features[pair]))
             sames.append(same == 1)
             done += len(lines)
@@ -312,14 +316,14 @@ def template_similarities(
 # %% ../../nbs/50_recognition.verification.ipynb #c258230e
 IJB_FARS = 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1
 
-# %% ../../nbs/50_recognition.verification.ipynb #cca54ddc
+# %% ../../nbs/50_recognition.verification.ipynb #c75f2451
 def loose_faces(
     templates:Templates,
-    batch:int=256, # faces at once
+    batch=256, # faces at once
 ): # yields uint8 (b,3,112,112)
-    "The images of all templates, aligned, in their order. CemiFaceError for an image that is absent, bad, or outside the folder."
+    "All images, aligned, in order. CemiFaceError for one that is absent, bad or outside the folder."
     def aligned(i):
-        photo = decode_to_array(inside(templates.images, templates.files[i]), None)
+        photo = decode_to_array(inside(templates.images, templates.files[i]))
         return align_face(photo, templates.landmarks[i])
     n = len(templates.files)
     with ThreadPool(min(8, os.cpu_count())) as pool, progress(n, 'embedding', 'img') as bar:
@@ -328,7 +332,7 @@ def loose_faces(
             yield faces
             bar.update(len(faces))
 
-# %% ../../nbs/50_recognition.verification.ipynb #ccbe3483
+# %% ../../nbs/50_recognition.verification.ipynb #c2d1c0c2
 @dataclass(frozen=True)
 class TemplateVerification(Verification):
     "A verification of templates, which has no accuracy"
@@ -342,9 +346,9 @@ def verify_templates(
     device=None, # where to compute; by default where the encoder is
     fars=IJB_FARS, # false acceptance rates
 )->TemplateVerification:
-    "Verify the pairs of templates of IJB-B or IJB-C (1:1). CemiFaceError for files that are missing or wrong."
+    "Verify pairs of templates of IJB-B or IJB-C (1:1). CemiFaceError for files that are missing or wrong."
     templates, fast = read_templates(root), encoder.to(device or encoder.device).folded()
     batches = (embed(fast, faces) + embed(fast, faces, mirror=True) for faces in loose_faces(templates))
     sim, same = template_similarities(template_features(batches, templates), templates)
-    return TemplateVerification(templates.name, tar_at_far=tar_at_far(sim, same, fars), templates=len(templates.ids),
-        images=len(templates.files), pairs=len(sim))
+    counts = dict(templates=len(templates.ids), images=len(templates.files), pairs=len(sim))
+    return TemplateVerification(templates.name, tar_at_far=tar_at_far(sim, same, fars), **counts)

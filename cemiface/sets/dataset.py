@@ -20,7 +20,8 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 
 from ..core import (
-    atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file, stable_seed, write_json)
+    atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file,
+    stable_seed, write_json)
 from ..runtime import processes, workers
 from ..data.formats import manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
@@ -65,9 +66,11 @@ def layout_of(
     identities:int, # number of inquiries
 )->Layout:
     "The layout of a request; raises CemiFaceError where it names another number of identities"
-    counts = np.broadcast_to(request.per_identity, identities) if np.ndim(request.per_identity) == 0 else request.per_identity
+    counts = np.broadcast_to(request.per_identity,
+        identities) if np.ndim(request.per_identity) == 0 else request.per_identity
     if len(counts) != identities:
-        raise CemiFaceError(f'per_identity has {len(counts)} numbers for {identities} inquiries; give one for each')
+        raise CemiFaceError(f'per_identity has {len(counts)} numbers for {identities} inquiries; give one '
+                            'for each')
     return Layout(counts)
 
 # %% ../../nbs/41_sets.dataset.ipynb #c011
@@ -92,7 +95,8 @@ def face_record(
     m, seed, control = m_of(request.m, request.seed, identity, index), request.seed, request.control
     direction = {} if control == 'scalar' else dict(direction=stable_seed(seed, 'direction', identity, index))
     file = face_file(Path(), identity, index, image_format).as_posix()
-    return manifest_line(identity=identity, index=index, file=file, m=m, control=control, seed=seed, inquiry=inquiry,
+    return manifest_line(identity=identity, index=index, file=file, m=m, control=control, seed=seed,
+        inquiry=inquiry,
         similarity=round(similarity, 5), **direction)
 
 def deciding_settings(
@@ -103,7 +107,8 @@ def deciding_settings(
     "Everything that decides a face of a set, but for its inquiry and its numbers"
     m = list(map(float, request.m)) if isinstance(request.m, tuple) else float(request.m)
     extra = {} if request.directions is None else dict(directions=fingerprint(request.directions))
-    return dict(generator=pipe.fingerprint, m=m, control=request.control, seed=request.seed, image_format=image_format,
+    return dict(generator=pipe.fingerprint, m=m, control=request.control, seed=request.seed,
+        image_format=image_format,
         **asdict(request.sampling)) | extra
 
 # %% ../../nbs/41_sets.dataset.ipynb #c015
@@ -121,7 +126,8 @@ def faces_on_disk(
             place = layout.place(identity, index)
             if place is None: continue
             if row['inquiry'] != sources[identity]:
-                raise CemiFaceError(f'{out} holds another set: its identity {identity} has another inquiry; choose another folder')
+                raise CemiFaceError(f'{out} holds another set: its identity {identity} has another inquiry; '
+                                    'choose another folder')
             have[place] = face_file(out, identity, index, image_format).exists()
     return have
 
@@ -145,7 +151,8 @@ def merge_manifests(
     order = np.fromiter(lines, np.dtype((np.int64, 4)))
     order = order[np.unique(order[:, :2], axis=0, return_index=True)[1]]
     if len(order) < total:
-        raise CemiFaceError(f'{out} lacks {total-len(order)} of its {total} faces, because a process has ended early; start again')
+        raise CemiFaceError(f'{out} lacks {total-len(order)} of its {total} faces, because a process has '
+                            'ended early; start again')
     with contextlib.ExitStack() as stack, atomic_path(out/'manifest.jsonl') as tmp, open(tmp, 'wb') as to:
         files = [stack.enter_context(open(p, 'rb')) for p in parts]
         for _, _, n, at in order:
@@ -203,7 +210,8 @@ def write_faces(
             for who, faces, similarity in drawn:
                 before, waiting = waiting, ([], [])
                 finish(*before)
-                saved = [pool.submit(save_image, x, face_file(out, *w, image_format)) for x, w in zip(faces, who)]
+                saved = [pool.submit(save_image, x, face_file(out, *w, image_format)) for x,
+                    w in zip(faces, who)]
                 waiting = saved, [record(*w, s) for w, s in zip(who, similarity)]
         finally: finish(*waiting)
 
@@ -293,7 +301,8 @@ def make_set(
         files = [face_file(Path(), *w, image_format).as_posix() for w in who]
         return FaceSet(np.concatenate(faces), [identity for identity, _ in who], files=files)
     out = Path(out)
-    if inquiries.files is None: inquiries = write_inquiries(inquiries.images, out.with_name(f'{out.name}.inquiries'))
+    if inquiries.files is None:
+        inquiries = write_inquiries(inquiries.images, out.with_name(f'{out.name}.inquiries'))
     return read_set(out, write_set(pipe, inquiries, request, out, image_format), pipe.size)
 
 # %% ../../nbs/41_sets.dataset.ipynb #c045
@@ -316,7 +325,8 @@ def real_subset(
     faces.require_labels()
     counts = np.bincount(faces.labels)
     people = [p for p in np.argsort(-counts, kind='stable') if counts[p] > 1]
-    if len(people) < 2: raise CemiFaceError('the real-data baseline needs two people with at least two photos each')
+    if len(people) < 2:
+        raise CemiFaceError('the real-data baseline needs two people with at least two photos each')
     enough = np.searchsorted(np.cumsum(counts[people]), images) + 1
     rows = np.concatenate([np.flatnonzero(faces.labels == p) for p in people[:max(2, enough)]])
     return faces.subset(np.sort(rows[:images]))
@@ -362,7 +372,8 @@ def screening_record(
     record = read_json(at) if at.exists() else dict(settings=screen.settings, identities=0, dropped=[])
     changed = differences(record['settings'], screen.settings)
     if changed:
-        raise CemiFaceError(f'{out} was screened in another way, with {", ".join(changed.values())}; choose another folder')
+        raise CemiFaceError(f'{out} was screened in another way, with {", ".join(changed.values())}; choose '
+                            'another folder')
     return record
 
 # %% ../../nbs/41_sets.dataset.ipynb #c050
@@ -377,7 +388,8 @@ def numbered_inquiries(
         if at.exists() and not np.array_equal(decode_image(at), candidates[i]):
             raise CemiFaceError(f'{inquiries_at} holds other inquiries; choose another folder')
     n = chosen[-1]+1
-    return FaceSet(candidates[:n], np.arange(n), files=[f'{i:06d}/000.png' for i in range(n)], root=inquiries_at)
+    return FaceSet(candidates[:n], np.arange(n), files=[f'{i:06d}/000.png' for i in range(n)],
+        root=inquiries_at)
 
 def make_screened_set(
     pipe:CemiFacePipeline, # generator
@@ -390,17 +402,21 @@ def make_screened_set(
 )->list[dict]: # who was dropped: identity, what (`inquiry` or `face`), file, cosine, nearest
     "A set in which nobody is nearer to a training photo than allowed; raises CemiFaceError where the candidates run out"
     out, ranks, count = Path(out), processes(pipe.device.type == 'cpu'), request.per_identity
-    inquiries_at, record, safe, gone = out.with_name(f'{out.name}.inquiries'), screening_record(out, screen), set(), {}
+    inquiries_at, record, safe, gone = out.with_name(f'{out.name}.inquiries'), screening_record(out,
+        screen), set(), {}
     if identities > record['identities']:
         for i, (cosine, photo) in enumerate(zip(*screen(candidates))):
             file = f'{i:06d}/000.png'
-            if cosine > screen.limit: gone[i] = dict(identity=i, what='inquiry', file=file, cosine=float(cosine), nearest=photo)
+            if cosine > screen.limit:
+                gone[i] = dict(identity=i, what='inquiry', file=file, cosine=float(cosine), nearest=photo)
     while True:
         gone |= {dropped['identity']: dropped for dropped in record['dropped']}
         chosen = [i for i in range(len(candidates)) if i not in gone][:identities]
         if len(chosen) < identities:
-            raise CemiFaceError(f'the inquiries ran out: of {len(candidates)}, {len(chosen)} stay within a leakage of {screen.limit:g}, '
-                                f'and {identities} are asked for; bring more inquiry faces, allow more leakage, or ask for fewer identities')
+            raise CemiFaceError(f'the inquiries ran out: of {len(candidates)}, {len(chosen)} stay within a '
+                                f'leakage of {screen.limit:g}, '
+                                f'and {identities} are asked for; bring more inquiry faces, allow more '
+                                'leakage, or ask for fewer identities')
         inquiries = numbered_inquiries(candidates, chosen, inquiries_at)
         open_set(pipe, request, out, image_format)
         if ranks.is_main_process:
@@ -414,7 +430,8 @@ def make_screened_set(
             looked = [nearest_face(screen, out, i, count, image_format) for i in chosen if i not in safe]
             found = [o for o in looked if o]
             dropped = [o for o in (*gone.values(), *found) if o['identity'] <= chosen[-1]]
-            write_json(out/'dropped.json', dict(settings=screen.settings, identities=0 if found else identities,
+            write_json(out/'dropped.json', dict(settings=screen.settings,
+                identities=0 if found else identities,
                 dropped=sorted(dropped, key=lambda o: o['identity'])))
         ranks.wait_for_everyone()
         safe.update(chosen)

@@ -69,7 +69,8 @@ def draw_unconditional(
 )->np.ndarray: # faces, uint8 (n,3,h,w)
     "Faces without an inquiry; raises CemiFaceError if the generator was not trained to draw them"
     if not pipe.config.trained.get('dropout'):
-        raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw inquiries of its own; '
+        raise CemiFaceError('this generator was trained with condition.dropout = 0, so it cannot draw '
+                            'inquiries of its own; '
                             'give it a folder of inquiry faces')
     sampling = replace(sampling, similarity_guidance=1.)       # there is no m to guide by
     request = SetRequest(1., control='none', seed=stable_seed(seed, 'unconditional'), sampling=sampling)
