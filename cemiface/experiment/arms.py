@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from ..core import atomic_path, CemiFaceError, fingerprint, read_json
 from ..recipe import changed, CosFaceConfig, from_dict, Inputs, Recipe, volume_counts
 from ..data.faces import FaceSet, to_float, to_uint8
-from ..data.toy import toy_faces
+from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set, FaceEncoder
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
@@ -35,7 +35,7 @@ from ..recognition.training import augment, train_recogniser
 from ..analysis.similarity import (
     analyse, identity_centres, label_margins, label_noise, set_embeddings, similarity_groups, within_covariance)
 from .run import (
-    Context, Encoders, FIRST_CANDIDATE, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people,
+    Context, Encoders, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people,
     open_run, People, real_photos, stage)
 from .bench import SAMPLERS
 
@@ -238,7 +238,7 @@ def other_candidates(
     if kind == 'synthetic':
         n = max(toy.candidates if of_toys else 0, 8*recipe.inquiries.identities)
         return draw_unconditional(pipeline_of(lab, number=number), n, recipe.seed, recipe.sampling)
-    first = FIRST_CANDIDATE+toy.candidates
+    first = FIRST_PERSON['candidates']+toy.candidates
     if of_toys: return toy_faces(toy.candidates, 1, recipe.faces.size, toy.seed, first).images
     return train.images[np.random.default_rng(recipe.seed+1).permutation(len(train))]
 

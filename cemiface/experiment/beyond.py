@@ -22,7 +22,7 @@ from ..core import CemiFaceError
 from ..recipe import Inputs, Recipe
 from ..plots import bars, COLOURS, curve, plot_similarity
 from ..data.faces import FaceSet
-from ..data.toy import toy_identities
+from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, load_encoder
 from ..analysis.similarity import set_embeddings, set_roc, similarity_to_inquiry
@@ -30,7 +30,7 @@ from ..analysis.variety import (
     by_group, nuisance_probe, nuisance_variety, PREDICTORS, read_groups, residual_variety, suggest, toy_groups)
 from ..analysis.leakage import (
     far_threshold, impostor_distribution, impostor_similarities, leakage_report, leakage_table, membership)
-from .run import FIRST_CANDIDATE, FIRST_TEST_PERSON, inquiry_rows, persons_of_pairs
+from .run import inquiry_rows, persons_of_pairs
 from cemiface.experiment.arms import (
     Arm, calibration_of, compare_arms, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, Lab,
     measure_arm, measure_arms, open_lab, REAL, recogniser_config, recogniser_folder, recogniser_similarities, requested,
@@ -543,8 +543,8 @@ def groups_of_people(lab)->tuple[dict, dict]: # of the inquiries and of the peop
     toy, train, rows = lab.recipe.toy, lab.people.train, inquiry_rows(lab.context)[:len(lab.inquiries)]
     if lab.recipe.faces.source != 'toy':
         return {'file': read_groups(lab.out/'groups.csv', [train.names[train.labels[i]] for i in rows])}, {}
-    inquired = toy_identities(toy.candidates, toy.seed, FIRST_CANDIDATE)[rows]
-    return toy_groups(inquired), toy_groups(toy_identities(toy.test_identities, toy.seed, FIRST_TEST_PERSON))
+    inquired = toy_identities(toy.candidates, toy.seed, FIRST_PERSON['candidates'])[rows]
+    return toy_groups(inquired), toy_groups(toy_identities(toy.test_identities, toy.seed, FIRST_PERSON['test']))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ca96d920
 def accuracy_by_group(lab, arm, groups):
