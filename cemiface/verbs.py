@@ -308,7 +308,8 @@ def lab_of(a):
 
 def do_study(a):
     "Tables and figures"
-    from cemiface.experiment.beyond import choose_studies, STUDIES
+    from cemiface.experiment.beyond import choose_studies
+    from cemiface.experiment.study import STUDIES
     from cemiface.experiment.study import run_studies, studies_table
     if a.list:
         found = [dict(name=s.name, where=s.where, claim=s.claim) for s in STUDIES.values()]

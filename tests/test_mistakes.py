@@ -155,8 +155,8 @@ def newer(path):
 def test_newer_versions(mistake, calls, finished, tmp_path):
     shutil.copytree(finished.path, tmp_path/'run')
     again = calls(out='run')['toy']
-    for name, args in {'run.json': again, 'stages/inquiries.json': again, 'analysis/real.json': again,
-            'recognisers/real-0/verification.json': again, 'identity_encoder/config.json': calls(net='run/identity_encoder')['verify'],
+    for name, args in {'run.json': again, 'stages/inquiries.json': again, 'stages/analysis real.json': again,
+            'stages/recogniser real 0.json': again, 'identity_encoder/config.json': calls(net='run/identity_encoder')['verify'],
             'generator/model_index.json': calls(generator='run/generator')['generate']}.items():
         file = tmp_path/'run'/name; old = file.read_bytes()
         edit(file, **dict(trained=dict(format_version=99)) if 'model_index' in name else dict(format_version=99))

@@ -25,9 +25,9 @@ MOMENTS = [
     ('set sphere_+0.50', 'os.rename', r'/sphere_\+0.50/manifest\.jsonl$', 1),
     ('set sphere_+0.50', 'os.rename', r'/sphere_\+0.50/stages/faces\.json$', 1),
     ('recogniser scalar_+1.00 0', 'os.rename', r'/scalar_\+1.00-0\.state$', 2),
-    ('recogniser real 0', 'os.rename', '/real-0/verification.json$', 1),
-    ('analysis real', 'os.rename', '/analysis/real.json$', 1),
-    ('verification of E_id', 'os.rename', '/analysis/encoder.json$', 1),
+    ('recogniser real 0', 'os.rename', r'/verification/real-0\.npy$', 1),
+    ('analysis real', 'os.rename', r'/stages/analysis real\.json$', 1),
+    ('verification of E_id', 'os.rename', r'/verification/E_id-0\.npy$', 1),
     ('', 'os.rename', '/results.json$', 1),
     ('', 'os.rename', '/report.html$', 1)]
 
