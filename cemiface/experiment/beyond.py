@@ -175,7 +175,7 @@ def conclude_photos(lab, arms):
 # %% ../../nbs/77_experiment.beyond.ipynb #c05e9a2b
 ANOTHER_PHOTO = Study(
     'another-photo', 'beyond: why semi-hard',
-    'a generator that hears another photo of the person than the one to be drawn makes better sets at every '
+    'a generator conditioned on another photo of the person than the one drawn makes better sets at every '
     'm',
     "The recipe's generator is trained further, conditioned on another photo of the same person (which "
     'takes labels), or on the very photo as in the paper, for as many views; sets of m = 1 and of points on '
@@ -203,7 +203,7 @@ def conclude_calibration(lab, arms):
     fig = curve(
         lines, 'requested', xlabel='similarity asked for', ylabel=f'achieved, {lab.encoders.judge_name}', y='got')
     columns = {'generator': 'name', 'lowest': 'lo:.2f', 'highest': 'hi:.2f', 'mean error': 'error:.3f',
-        'largest error': 'worst:.3f', 'spread of faces': 'spread:.2f'}
+        'largest error': 'worst:.3f', 'standard deviation of faces': 'spread:.2f'}
     return Finding(rows, columns, max(mean.values()) <= .05, says, fig, notes=dict(error=mean))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c0482632
@@ -344,7 +344,7 @@ WHY = Study(
     'why', 'beyond: why semi-hard',
     'the best set is the one that is most like real photos: in within-identity similarity, and in the '
     'variety of what E_id is blind to',
-    'A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin and '
+    'A recogniser trained on the real photos looks at every set: loss, fraction of faces inside the margin and '
     'nearer to another class, norm and alignment of gradients. Beside it the variety within identities: on '
     "toy faces of pose, light and background as a linear probe reads them, else of pixels that the judge's "
     'embedding does not foretell. And whether cheap statistics pick the best m.',
@@ -417,12 +417,12 @@ def conclude_leakage(lab, arms):
         rows[role] |= more
     held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for (kind, _), row in rows.items() if kind == 'synthetic'))
     rows = list(rows.values())
-    words = [f'{r["name"]}: chance of being nearer to a training face than a real stranger {r["nearer"]:.2f} '
+    words = [f'{r["name"]}: chance of being nearer to a training face than a real non-member {r["nearer"]:.2f} '
              f'[{r["lo"]:.2f}, {r["hi"]:.2f}], membership {r["auc"]:.2f} [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].' for r in rows]
     says = (f'{" ".join(words)} Held if the intervals of the synthetic sets end below 0.6, false if one '
             'begins above one half.')
     columns = {'set': 'name', 'nearest': 'nearest:.2f', 'highest': 'highest:.2f',
-        f'above {known.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%', 'nearer than strangers': 'nearer:.2f',
+        f'above {known.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%', 'nearer than non-members': 'nearer:.2f',
         'inquiries nearer': 'inquiry_nearer:.2f', 'membership': 'auc:.2f'}
     cosines = {name: report['cosine'] for name, report in reports.items()} | {'non-members': known.level}
     notes = dict(threshold=known.threshold, table=leakage_table(reports))
@@ -432,7 +432,7 @@ def conclude_leakage(lab, arms):
 LEAKAGE = Study(
     'leakage', 'beyond: leakage', 'sets of synthetic inquiries come no nearer to the training faces than non-members do',
     'Nearest training face of every generated face and every inquiry, by the judge, beside how near '
-    'held-out real people (those of the verification pairs) come to the training faces; the share above the '
+    'held-out real people (those of the verification pairs) come to the training faces; the fraction above the '
     "judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of non-members can tell), and "
     'a membership test: are training faces nearer to the set than held-out ones?',
     leakage_arms, conclude_leakage, needs_dropout)
@@ -453,7 +453,7 @@ def conclude_consistency(lab, arms):
             f'{scalar[-1]["label_noise"]:.1%}, sphere {sphere[-1]["label_noise"]:.1%}. Held if no arm has '
             'more.')
     lines = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}
-    fig = curve(lines, y='label_noise', xlabel=similarity_label(lab), ylabel='label noise, share of faces', flat=[real])
+    fig = curve(lines, y='label_noise', xlabel=similarity_label(lab), ylabel='label noise, fraction of faces', flat=[real])
     columns = SET | {'equal error rate': 'eer:.1%'}
     return Finding([*made, real], columns, len(kept) == len(made), says, fig)
 
@@ -461,7 +461,7 @@ def conclude_consistency(lab, arms):
 IDENTITY_CONSISTENCY = Study(
     'identity-consistency', 'a reviewer', 'faces of one inquiry keep one identity as m falls',
     'By the judge: within- against between-identity ROC of the set itself (equal error rate), and label '
-    "noise: the share of faces nearer to another identity's centre than to their own without them.",
+    "noise: the fraction of faces nearer to another identity's centre than to their own without them.",
     lambda recipe: untrained(both_controls(recipe) | dict(real=REAL)), conclude_consistency)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c21a079d

@@ -177,7 +177,7 @@ def conclude_volumes(lab, arms):
             if easy > 0: closed[arms[k, part].name] = 1-rows[k, part]['gap']/easy
     held, says, family = better(lab, pairs)
     words = ', '.join(f'{name} {fraction:.0%}' for name, fraction in closed.items()) or 'there was none'
-    says += f' Closed of the gap: {words}. Held if every difference is sure and every share above one half.'
+    says += f' Closed of the gap: {words}. Held if every difference is sure and every fraction above one half.'
     most = True if len(closed) == len(pairs) and min(closed.values()) > .5 else None
     rows = list(rows.values())
     return Finding(rows, SET | WORTH | {'gap to real': 'gap:+.2f'}, jointly(held, most), says, bars(rows), family)
@@ -217,7 +217,7 @@ def conclude_statistics(lab, arms):
             f'{semi["even"]:.2f} within an identity.')
     fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
     plot_similarity(cosines, lab.encoders.judge_name, fig.subplots())
-    columns = SET | {'spread': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
+    columns = SET | {'std': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
     return Finding(list(rows.values()), columns, held, says, fig)
 
 # %% ../../nbs/76_experiment.paper.ipynb #cc0bd78c
@@ -225,7 +225,7 @@ SIMILARITY_STATISTICS = Study(
     'similarity-statistics', 'Tab 7, rebuttal',
     'at m = 0 faces are less similar to their inquiry and to each other than at m = 1, and real photos of '
     'one person lie between',
-    'By the judge: cosine to the inquiry and its spread, mean cosine of random pairs of one identity, '
+    'By the judge: cosine to the inquiry and its standard deviation, mean cosine of random pairs of one identity, '
     'identities by their mean similarity in steps of 0.1, and whether the faces lie evenly round their '
     'inquiry (then within would be the square of the similarity).',
     lambda recipe: untrained(kinds(recipe)), conclude_statistics)
