@@ -11,7 +11,6 @@ import base64
 import html
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import spearmanr
 
