@@ -32,15 +32,15 @@ def sets_of(
     sets = [r for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
     return sets if any(r['control'] == control for r in sets) else []
 
-# %% ../../nbs/70_experiment.report.ipynb #ccfc37d6
+# %% ../../nbs/70_experiment.report.ipynb #c49925f8
 def rank_correlations(
     rows, # sets of results.json
 ): # per control: Spearman's rank correlation, and the range of achieved similarity
-    "Does the achieved similarity follow the requested one? Controls with fewer than three sets are left out"
+    "Does the achieved similarity follow the requested one? Fewer than three sets, or a single m, tell nothing"
     found = {}
     for control in ('scalar', 'sphere'):
         sets = sets_of(rows, control)
-        if len(sets) < 3: continue
+        if len(sets) < 3 or len({r['m'] for r in sets}) == 1: continue
         achieved = [r['similarity_to_inquiry']['mean'] for r in sets]
         rank = float(spearmanr([r['m'] for r in sets], achieved).statistic)
         found[control] = dict(rank_correlation=rank, highest=max(achieved), lowest=min(achieved))
@@ -275,7 +275,7 @@ def html_figure(
     return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f'<figcaption>{caption} {links}</figcaption></figure>')
 
-# %% ../../nbs/70_experiment.report.ipynb #ce2dc86d
+# %% ../../nbs/70_experiment.report.ipynb #ce3b8e72
 def html_leakage(
     results, # results.json
 )->str: # empty, where nothing was generated
@@ -294,8 +294,8 @@ def html_leakage(
         'inquiries above', 'and nearer')
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
             'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
-            'non-members: the chance that a face is nearer to its nearest training photo than a non-member to '
-            'its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
+            'non-members: the chance that a face is nearer to its nearest training photo than a non-member '
+            'to its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #c812c6f9
