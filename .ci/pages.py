@@ -9,7 +9,7 @@ photos ──> faces ──> embeddings ──> generator ──> labelled set �
 ═════════════════════════════════════════════════════════════════════════════════════════
 ```
 
-*Where this stands:* the result of one of the studies that [studies](../75_experiment.study.ipynb) defines and `cemiface study` runs.
+One of the studies that [studies](../75_experiment.study.ipynb) defines and `cemiface study` runs.
 """
 
 def page(text):

@@ -259,12 +259,6 @@ def sha256_file(
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise CemiFaceError(f'cannot read {path}: {e.strerror}; check the path') from None
 
-# %% ../nbs/00_core.ipynb #cb84a360
-_words = {int:'a whole number', float:'a number', str:'text', bool:'true or false', dict:'a table',
-    list:'a list', type(None):'"none"'}
-
-def _show(v): return json.dumps(plain(v), ensure_ascii=False)
-
 # %% ../nbs/00_core.ipynb #c0361f41
 def differences(
     there:dict, # nested settings, as stored

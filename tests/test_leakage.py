@@ -49,9 +49,9 @@ def test_mistakes(cemiface, tmp_path, args):
 def test_analyse(cemiface, tmp_path, args):
     ask = ['analyse', '--faces', samples, '--judge', toy/'judge', '--against']
     d = as_json(cemiface(*ask, 'photos', '--json').out)
-    assert {'threshold', 'above', 'nearer', 'ci95', 'strangers', 'judge', 'who'} <= set(d['leakage']) and d['leakage']['max'] > .999
+    assert {'threshold', 'above', 'nearer', 'ci95', 'nonmembers', 'judge', 'who'} <= set(d['leakage']) and d['leakage']['max'] > .999
     assert d['leakage']['inquiries'] is None
     text = cemiface(*ask, 'photos').out
-    assert 'The strangers are 8 photos of the other training people' in text and 'What this promises' in text
+    assert 'The non-members are 8 photos of the other training people' in text and 'What this promises' in text
     (tmp_path/'flat').mkdir(); shutil.copy(samples/'001'/'000.png', tmp_path/'flat')
     assert set(as_json(cemiface(*ask, 'flat', '--json').out)['leakage'])=={'max', 'mean', 'judge', 'who'}

@@ -28,7 +28,7 @@ def calls(finished, dev):
         o = {**good, **swap}
         train, made = ['--faces', o['photos'], '-r', 'toy', *sets(), '--out', o['out']], ['--identities', 2, '--per-identity', 1, '--steps', 1]
         return dict(train_recogniser=['train-recogniser', *train], train_generator=['train-generator', '--identity-encoder', o['net'], *train],
-            generate=['generate', '--generator', o['generator'], '--inquiries', o['photos'], *made, '--threshold', .9999, '--out', o['out']],
+            generate=['generate', '--generator', o['generator'], '--inquiries', o['photos'], *made, '--m', 0, '--threshold', .9999, '--out', o['out']],
             verify=['verify', '--encoder', o['net'], '--pairs', o['pairs'], '--images', o['images']],
             analyse=['analyse', '--faces', o['photos'], '--judge', o['net']], toy=['run', '-r', 'toy', *sets(), '--out', o['out']],
             against=['analyse', '--faces', finished.faces, '--judge', o['net'], '--against', o['photos']],
@@ -155,8 +155,8 @@ def newer(path):
 def test_newer_versions(mistake, calls, finished, tmp_path):
     shutil.copytree(finished.path, tmp_path/'run')
     again = calls(out='run')['toy']
-    for name, args in {'run.json': again, 'stages/inquiries.json': again, 'analysis/real.json': again,
-            'recognisers/real-0/verification.json': again, 'identity_encoder/config.json': calls(net='run/identity_encoder')['verify'],
+    for name, args in {'run.json': again, 'stages/inquiries.json': again, 'stages/analysis real.json': again,
+            'stages/recogniser real 0.json': again, 'identity_encoder/config.json': calls(net='run/identity_encoder')['verify'],
             'generator/model_index.json': calls(generator='run/generator')['generate']}.items():
         file = tmp_path/'run'/name; old = file.read_bytes()
         edit(file, **dict(trained=dict(format_version=99)) if 'model_index' in name else dict(format_version=99))
@@ -177,7 +177,7 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, calls, tmp_path, verb,
 # Recipes and arguments
 
 @pytest.mark.parametrize('values, words', [
-    ('generation.setps=3', 'unknown key "generation.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
+    ('sampling.setps=3', 'unknown key "sampling.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
     ('generate.steps=3', 'unknown key "generate'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value'),
     ('sampling.steps="many"', 'sampling.steps whole number'), ('sampling.steps=2.5', 'sampling.steps whole number'),
     ('study.scalar=1', 'study.scalar list'), ('toy=3', 'toy table'), ('training.precision=bf32', 'training.precision "bf16"'),

@@ -94,7 +94,7 @@ def nuisance_variety(
     each = {k: v for k, v in zip(NUISANCE, ratio.tolist()) if probe.r2[k] >= readable}
     return dict(mean=float(np.mean(list(each.values()))), each=each)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c3607642
+# %% ../../nbs/61_analysis.variety.ipynb #c3de32c7
 def residual_variety(
     images, # of the set, uint8 (n,3,h,w)
     e, # their embeddings, (n,d)
@@ -124,12 +124,12 @@ def residual_variety(
     total, left = variance(seen), variance(seen-predicted)
     return dict(total=total, left=left, share=left/total)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c7d138cc
+# %% ../../nbs/61_analysis.variety.ipynb #c093966d
 class _BytesToFloat(torch.nn.Module):
     "Images in [-1,1] from bytes"
     def forward(self, images): return to_float(images)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c04aacd7
+# %% ../../nbs/61_analysis.variety.ipynb #cc407647
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
     others, # of another, for instance real ones, uint8 (k,3,h,w)
@@ -157,7 +157,7 @@ def frechet_distance(
         for part in slices(len(x), batch): fid.update(tensor(x[part]), real=real)
     return float(fid.compute())
 
-# %% ../../nbs/61_analysis.variety.ipynb #cdc987be
+# %% ../../nbs/61_analysis.variety.ipynb #cfaf7422
 def read_groups(
     path, # CSV with the columns identity and group; it may name more identities than needed
     names, # of the identities, FaceSet.names for instance
@@ -181,7 +181,7 @@ def read_groups(
         raise CemiFaceError(f'{path} has no group for {", ".join(absent[:3])}{more}; add a line')
     return np.array([known[o] for o in names])
 
-# %% ../../nbs/61_analysis.variety.ipynb #c9b7c4b3
+# %% ../../nbs/61_analysis.variety.ipynb #cfe7662d
 def by_group(
     values, # one number a face (or a pair), (n,); NaN counts as absent
     groups:np.ndarray, # of each, (n,)
@@ -198,7 +198,7 @@ def by_group(
                          ci95=list(bootstrap_interval(v, a, b))))
     return rows
 
-# %% ../../nbs/61_analysis.variety.ipynb #cb506a5e
+# %% ../../nbs/61_analysis.variety.ipynb #c807fe8e
 def toy_groups(
     identity, # vectors of toy_identities, (k,38)
 )->dict[str, np.ndarray]: # skin tone, hair length: text (k,) each
@@ -209,7 +209,7 @@ def toy_groups(
     return {'skin tone': third('skin_tone', 'dark', 'middle', 'light'),
             'hair length': third('hair_length', 'short', 'shoulder', 'long')}
 
-# %% ../../nbs/61_analysis.variety.ipynb #cc62c8c8
+# %% ../../nbs/61_analysis.variety.ipynb #c5e98860
 PREDICTORS = ('within', 'rank1', 'label_noise', 'variety')
 
 def _largest_match(m, values, target):
@@ -219,7 +219,7 @@ def _largest_match(m, values, target):
             return dict(m=a if u == v else a+(b-a)*(target-u)/(v-u), inside=True)
     return dict(m=m[int(np.argmin(np.abs(np.array(values)-target)))], inside=False)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c145e758
+# %% ../../nbs/61_analysis.variety.ipynb #c3e952f7
 def suggest(
     rows:list[dict], # m and some of PREDICTORS, one a set of the same inquiries
     real_row:dict, # the same of real photos
@@ -237,7 +237,7 @@ def suggest(
     if not by: raise CemiFaceError(f'the sets and the real photos share none of {", ".join(PREDICTORS)}')
     return next(iter(by.values())) | dict(by=by)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c1298b48
+# %% ../../nbs/61_analysis.variety.ipynb #c899080b
 def map_points(
     e, # embeddings, (n,d)
     method:str='pca', # 'pca' or 'tsne'
@@ -251,7 +251,7 @@ def map_points(
     if method == 'pca': return PCA(2, random_state=0).fit_transform(e)
     return TSNE(2, perplexity=min(30, max(2, len(e)//4)), init='pca', random_state=0).fit_transform(e)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c26c1423
+# %% ../../nbs/61_analysis.variety.ipynb #cc4bc4c5
 def embedding_map(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 from cemiface.core import (
     atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, progress, read_json, stable_seed,
     write_json)
-from ..plots import face_grid
 from .formats import Entry, pair_files, read_pairs, scan_folder
 from .packed import pair_people, read_bin, scan
 
@@ -159,9 +158,6 @@ def in_threads(
         for result in pool.imap(work, items, chunksize=16):
             bar.update()
             yield result
-
-# %% ../../nbs/12_data.faces.ipynb #c856e195
-_decode, _threads = decode_to_array, lambda n: n or 8  # old names, until data.align has the new ones
 
 # %% ../../nbs/12_data.faces.ipynb #c7f7010a
 def decode_many(
@@ -337,7 +333,7 @@ def save(self:FaceSet,
             written[label] += 1
     return folder
 
-# %% ../../nbs/12_data.faces.ipynb #cc1a169c
+# %% ../../nbs/12_data.faces.ipynb #c23719b7
 class FaceStore:
     "The bytes of a set, where batches are gathered fastest"
     def __init__(self,
@@ -346,7 +342,7 @@ class FaceStore:
     ):
         self.device = torch.device(device)
         with warnings.catch_warnings(action='ignore'):  # of a read-only memory map
-            self.images = torch.from_numpy(images)
+            self.images = torch.from_numpy(np.ascontiguousarray(images))
         if self.device.type == 'cuda' and images.nbytes < torch.cuda.mem_get_info(self.device)[0]/3:
             self.images = self.images.to(self.device)
 

@@ -6,7 +6,7 @@
 __all__ = ['MAGIC', 'record', 'Record', 'RecordFile', 'read_rec', 'write_rec', 'read_tars', 'write_tars', 'read_bin', 'write_bin',
            'pair_people', 'tar_shards', 'scan', 'pack', 'unpack']
 
-# %% ../../nbs/11_data.packed.ipynb #c389bb7e
+# %% ../../nbs/11_data.packed.ipynb #cbe91895
 import collections
 import contextlib
 import functools
@@ -29,8 +29,8 @@ from PIL import Image
 
 from ..core import atomic_path, CemiFaceError, log, write_text
 from .formats import (
-    Entry, find_inquiries, IMAGE_SUFFIXES, inside, is_whole_number, list_folder, number_in_order, Pairs,
-    pairs_text, read_columns, read_pairs, reading, scan_folder, write_metadata)
+    Entry, find_inquiries, IMAGE_SUFFIXES, inside, is_whole_number, list_folder, number_in_order, pairs_text,
+    read_columns, read_pairs, reading, scan_folder, write_metadata)
 
 # %% ../../nbs/11_data.packed.ipynb #c89a23bc
 def map_file(path, kind): # a file, and what it should be, for the error
@@ -212,11 +212,11 @@ def image_suffix(image): # encoded
     head = bytes(image[:4])
     return next((suffix for start, suffix in SIGNATURES.items() if head.startswith(start)), '.jpg')
 
-# %% ../../nbs/11_data.packed.ipynb #c5991a6c
+# %% ../../nbs/11_data.packed.ipynb #cbed1937
 def identities_of_records(path, labels, file, names): # FILE.rec, labels of images; a list, names in it
     "Whose each image is: by folders of the list when these agree with the labels, else by the labels"
     folders = [o.rpartition('/')[0] or None for o in names.values()] or [None]*len(labels)
-    if any(labels) or len(labels) == 1 and not names:
+    if any(labels) or not names and len(labels) == 1:
         agree = len(set(zip(labels, folders))) == len(set(labels)) == len(set(folders) - {None})
         return folders if agree else [f'{int(o):06d}' for o in labels]
     if file is None or file.name == 'list.txt':
@@ -313,7 +313,7 @@ def entry_of_sample(path, data, key, parts): # FILE.tar, its bytes, and a sample
     name = safe_name(name, where)
     return Entry(name, name.rpartition('/')[0] or None, Path(path), content, parts[suffix])
 
-# %% ../../nbs/11_data.packed.ipynb #c6ef15f6
+# %% ../../nbs/11_data.packed.ipynb #c685ac40
 def read_tars(
     shards:list[Path], # .tar files, at least one
 )->list[Entry]: # their images, shard after shard
@@ -327,7 +327,8 @@ def read_tars(
     if not entries: raise CemiFaceError(f'{shards[0]} holds no images; check the path')
     unknown = {o.identity is None: o for o in entries}
     if len(unknown) > 1:
-        raise CemiFaceError(f'{unknown[True]} has no identity, but {unknown[False]} has one; give all or none')
+        raise CemiFaceError(f'{unknown[True]} has no identity, but {unknown[False]} has one; '
+                            'give all or none')
     return entries
 
 # %% ../../nbs/11_data.packed.ipynb #cd9c9447
@@ -379,14 +380,14 @@ def check_instructions(raw): # a pickle
             raise ValueError('its memory is out of order')  # the unpickler makes room for as many objects
         stored += 'PUT' in name or name == 'MEMOIZE'
 
-# %% ../../nbs/11_data.packed.ipynb #c53b9a12
+# %% ../../nbs/11_data.packed.ipynb #ce82f267
 def raw_bytes(data, *_): # what a pickle calls the bytes of an array; then dtype, shape and order
     "Its bytes; TypeError when it has none. (`bytes(n)` would make n zeros of a number.)"
     return bytes(memoryview(data))
 
 class ByteType:
     "Stands in for a numpy dtype of bytes or truth values; ValueError for any other"
-    def __init__(self, name, *_):
+    def __init__(self, name, *_): # 'u1' or '|u1', in Python 2 as bytes
         if name[-2:] not in ('u1', 'b1', b'u1', b'b1'): raise ValueError(f'it holds an array of {name}')
     def __setstate__(self, state): pass
 
@@ -395,7 +396,7 @@ class ByteArray:
     def __init__(self, *_): self.raw = b''
     def __setstate__(self, state): self.raw = raw_bytes(state[4])
 
-# %% ../../nbs/11_data.packed.ipynb #cd86410f
+# %% ../../nbs/11_data.packed.ipynb #cfd5db36
 STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
     'numpy.core.multiarray _reconstruct': ByteArray,
     'numpy.core.multiarray scalar': lambda dtype, raw: raw_bytes(raw)[0],
@@ -404,7 +405,8 @@ STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
 
 class PairsUnpickler(pickle.Unpickler):
     "Knows the stand-ins and nothing else"
-    def find_class(self, module, name):
+    def find_class(self, module, name): # as the pickle gives them
+        "The stand-in; PermissionError where there is none"
         key = f'{module} {name}'.replace('numpy._core.', 'numpy.core.')
         if key not in STAND_INS: raise PermissionError(f'{module}.{name}')
         return STAND_INS[key]

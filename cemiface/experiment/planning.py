@@ -6,7 +6,7 @@
 __all__ = ['MANIFEST_LINE', 'workload', 'memory', 'disk', 'rate_of', 'priced', 'miniature', 'sample_photos', 'trial', 'dry_run',
            'plan_table']
 
-# %% ../../nbs/73_experiment.planning.ipynb #cf825f8f
+# %% ../../nbs/73_experiment.planning.ipynb #c005cc14
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
-from ..recipe import changed, Inputs, Recipe, volumes_of, union_of
+from ..recipe import changed, Inputs, Recipe, union_of, volumes_of
 from ..runtime import hardware, kept_bytes, peak_memory
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
@@ -28,7 +28,7 @@ from ..recognition.training import HEADS
 from .run import check_files, check_recipe, run
 from .bench import measure
 
-# %% ../../nbs/73_experiment.planning.ipynb #caa8baca
+# %% ../../nbs/73_experiment.planning.ipynb #c98dcfc0
 def workload(
     r:Recipe, # to be planned
     images:int, # training photos
@@ -38,19 +38,20 @@ def workload(
     g, c, seeds, steps = r.generation, r.recogniser, r.study.seeds, steps_in_all(r.training, images)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
     drawn, baseline = int(union_of(volumes).sum()), (g.per_identity+g.copies)*r.inquiries.identities
-    trained = {name.strip() or 'own volume': (sets, int(k.sum())+len(k)*g.copies) for name, k in volumes.items()}
+    trained = {}
+    for name, k in volumes.items(): trained[name or 'own volume'] = sets, int(k.sum())+len(k)*g.copies
     if labelled: trained['real photos'] = 1, min(images, baseline)
     trained['copies of the inquiries'] = 1, baseline
     rows = [('embeddings of the photos and their mirror images', 'embed', 2*images, None),
         ('generator', 'train', steps*r.training.batch, steps),
         (f'{sets} set(s) of {drawn:,} faces', 'generate', sets*drawn, r.sampling.steps)]
     for name, (times, size) in trained.items():
-        epochs = times*seeds*c.epochs
-        rows.append((f'{times*seeds} recogniser(s): {name}', 'recogniser', epochs*size, epochs*max(1, size//c.batch)))
+        label, epochs = f'{times*seeds} recogniser(s): {name}', times*seeds*c.epochs
+        rows.append((label, 'recogniser', epochs*size, epochs*max(1, size//c.batch)))
     rows.append(('judging photos and sets', 'embed', images+sets*drawn, None))
     return [dict(zip(('stage', 'work', 'amount', 'steps'), row)) for row in rows]
 
-# %% ../../nbs/73_experiment.planning.ipynb #c6662aa5
+# %% ../../nbs/73_experiment.planning.ipynb #cacacfdc
 def networks_of(
     r:Recipe, # to be planned
     arch:str, # of E_id
@@ -65,9 +66,10 @@ def weight_bytes(
     arch:str, # of E_id
 ): # bytes of each of networks_of
     "What the weights take in float32"
-    with torch.device('meta'): return [4*sum(p.numel() for p in net.parameters()) for net in networks_of(r, arch)]
+    with torch.device('meta'): networks = networks_of(r, arch)
+    return [4*len(torch.nn.utils.parameters_to_vector(net.parameters())) for net in networks]
 
-# %% ../../nbs/73_experiment.planning.ipynb #cce87a90
+# %% ../../nbs/73_experiment.planning.ipynb #c2ad8498
 def memory(
     r:Recipe, # to be planned
     arch:str, # of E_id
@@ -79,23 +81,25 @@ def memory(
     def generator_loss(n):
         denoiser, encoder, _ = networks_of(r, arch)
         faces, zeros = torch.zeros(n, 3, size, size), torch.zeros(n)
-        batch = TrainingBatch(faces, torch.zeros(n, encoder.config.dim), faces, zeros.long(), zeros, None, torch.arange(n), 1)
+        e, matched = torch.zeros(n, encoder.config.dim), torch.arange(n)
+        batch = TrainingBatch(faces, e, faces, zeros.long(), zeros, None, matched, n)
         with torch.autocast('cpu', torch.bfloat16, enabled=r.training.precision != 'no'):
             return step_loss(denoiser, encoder, make_scheduler(r.schedule), batch, r.loss.lam, r.loss)
     def recogniser_loss(n):
         _, _, backbone = networks_of(r, arch)
-        labels = torch.zeros(n, dtype=torch.long)
-        with torch.autocast('cpu', torch.bfloat16, enabled=c.precision == 'bf16'): e = backbone(torch.zeros(n, 3, size, size))
+        faces, labels = torch.zeros(n, 3, size, size), torch.zeros(n, dtype=torch.long)
+        with torch.autocast('cpu', torch.bfloat16, enabled=c.precision == 'bf16'): e = backbone(faces)
         return F.cross_entropy(HEADS[c.head](c.dim, classes)(e.float(), labels), labels)
     def training(weights, moments, loss, batch):
-        share = -(-batch//processes)
-        return dict(weights=weights, gradients=weights, optimiser=moments*weights, activations=kept_bytes(loss)*share)
+        activations = kept_bytes(loss)*-(-batch//processes)
+        return dict(weights=weights, gradients=weights, optimiser=moments*weights, activations=activations)
     denoiser, encoder, backbone = weight_bytes(r, arch)
     generator = training(denoiser, 2, generator_loss, r.training.batch) | dict(average=denoiser, e_id=encoder)
-    moments = 1 if c.optimiser == 'sgd' else 2
-    return dict(generator=generator, recogniser=training(backbone+4*classes*c.dim, moments, recogniser_loss, c.batch))
+    backbone += 4*classes*c.dim      # and the head
+    recogniser = training(backbone, 1 if c.optimiser == 'sgd' else 2, recogniser_loss, c.batch)
+    return dict(generator=generator, recogniser=recogniser)
 
-# %% ../../nbs/73_experiment.planning.ipynb #ce4e0a8c
+# %% ../../nbs/73_experiment.planning.ipynb #c0533cc2
 MANIFEST_LINE = 260      # bytes, about: a hash of 64 and a path are most of it
 
 def disk(
@@ -109,10 +113,11 @@ def disk(
     denoiser, _, backbone = weight_bytes(r, arch)
     volumes, sets = volumes_of(r), len(r.study.scalar+r.study.sphere)
     drawn, recognisers = sets*int(union_of(volumes).sum()), r.study.seeds*(len(volumes)*sets+2)
-    return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser, checkpoints=2*4*denoiser,
-        sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE, recognisers=recognisers*backbone)
+    return dict(decoded_photos=images*3*r.faces.size**2, embeddings=4*2*images*dims, generator=denoiser,
+        checkpoints=2*4*denoiser, sets=round(drawn*picture), manifests=drawn*MANIFEST_LINE,
+        recognisers=recognisers*backbone)
 
-# %% ../../nbs/73_experiment.planning.ipynb #cf611d9d
+# %% ../../nbs/73_experiment.planning.ipynb #cfa7ecc7
 def rate_of(
     rates, # what `cemiface bench --json` printed
     work:str, # train, sample, generate, recogniser or embed
@@ -122,7 +127,8 @@ def rate_of(
     "A measured rate; raises CemiFaceError where it was not measured at this size"
     row = next((o for o in rates.get('rows', []) if o['work'] == work and o['size'] == size), None)
     if row is None:
-        raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; measure it by cemiface bench at this size')
+        raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; '
+                            'measure it by cemiface bench at this size')
     if work != 'generate': return row['rate']
     return row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
 
@@ -139,19 +145,21 @@ def priced(
         rows.append(o | dict(rate=rate, hours=o['amount']/rate/3600/processes))
     return rows
 
-# %% ../../nbs/73_experiment.planning.ipynb #c631f7bb
+# %% ../../nbs/73_experiment.planning.ipynb #cb6dce7c
 def miniature(
     r:Recipe, # to be tried
     images:int, # photos that it is tried on
 )->Recipe: # two faces a step, two steps
     "The same networks, and as little work as shows that all stages work"
-    few = [f'{section}.{value}' for section in ('training', 'sampling', 'recogniser') for value in ('batch=2', 'compile=false')]
-    return changed(r, [*few, f'training.epochs={4/images}', 'inquiries.identities=2', 'inquiries.threshold=1.0',
-        'inquiries.avoid=1.0', 'inquiries.drawn=4', 'generation.per_identity=2', 'generation.copies=1', 'sampling.steps=2',
-        'recogniser.epochs=1', 'recogniser.decay_epochs=[]', f'recogniser.lr={min(r.recogniser.lr, 1e-3)}', 'study.seeds=1',
-        'study.volumes=[]', f'study.scalar={r.study.scalar[:1]}', f'study.sphere={r.study.sphere[:1]}'])
+    return changed(r, [
+        f'training.epochs={4/images}', 'training.batch=2', 'training.compile=false', 'inquiries.identities=2',
+        'inquiries.threshold=1.0', 'inquiries.avoid=1.0', 'inquiries.drawn=4', 'sampling.steps=2',
+        'sampling.batch=2', 'sampling.compile=false', 'generation.per_identity=2', 'generation.copies=1', 'recogniser.epochs=1',
+        'recogniser.batch=2', 'recogniser.decay_epochs=[]', f'recogniser.lr={min(r.recogniser.lr, 1e-3)}',
+        'recogniser.compile=false', 'study.seeds=1', 'study.volumes=[]', f'study.scalar={r.study.scalar[:1]}',
+        f'study.sphere={r.study.sphere[:1]}'])
 
-# %% ../../nbs/73_experiment.planning.ipynb #caaca848
+# %% ../../nbs/73_experiment.planning.ipynb #c6b3f579
 def sample_photos(
     r:Recipe, # side and format of faces
     entries:list, # from scan
@@ -161,16 +169,18 @@ def sample_photos(
     groups = {}
     for e in entries: groups.setdefault(e.identity, []).append(e)
     for i, group in enumerate(sorted(groups.values(), key=len, reverse=True)[:4]):
-        for k, e in enumerate(group[:4 if group[0].identity else 16]):      # or sixteen of nobody in particular
+        for k, e in enumerate(group[:4 if group[0].identity else 16]):      # or sixteen without identities
             home = to/'photos'/(f'p{i}' if e.identity else '')
             with atomic_path(home/f'{k:03d}{Path(e.name).suffix}') as path: path.write_bytes(e.read())
     faces = FaceSet.from_folder(to/'photos', r.faces.size)
     for k, name in enumerate('AABBCCDD'):
-        save_image(faces.images[k%len(faces)], to/'people'/name/f'{name}_{k%2+1:04d}.{r.generation.image_format}')
-    write_text(to/'pairs.txt', '2\t1\nA\t1\t2\nA\t1\tB\t1\nC\t1\t2\nC\t1\tD\t1\n')      # as LFW's: two folds of one pair of each kind
+        file = to/'people'/name/f'{name}_{k%2+1:04d}.{r.generation.image_format}'
+        save_image(faces.images[k%len(faces)], file)
+    # in LFW's format: two folds, in each one pair of the same and one of two people
+    write_text(to/'pairs.txt', '2\t1\nA\t1\t2\nA\t1\tB\t1\nC\t1\t2\nC\t1\tD\t1\n')
     return faces
 
-# %% ../../nbs/73_experiment.planning.ipynb #cc9c04ad
+# %% ../../nbs/73_experiment.planning.ipynb #cd7a4cbe
 def trial(
     r:Recipe, # to be tried
     inputs:Inputs, # of which faces are needed; E_id is untrained where it is missing
@@ -188,13 +198,15 @@ def trial(
         seconds, = measure(lambda: embed(net, faces.images, device=device), repeats=1, least=0)
         pictures = [f.stat().st_size for f in home.glob('people/*/*')]
     took, name = results['seconds'], results['sets'][0]['name']
-    did = dict(train=(4, 'generator'), generate=(4, f'set {name}'), recogniser=(6, f'recogniser {name} 0'))
-    rates = dict(embed=len(faces)/seconds) | {work: images/max(took[stage], .1) for work, (images, stage) in did.items()}
-    return dict(seconds=took | dict(total=round(time.perf_counter()-start, 1)), peak_memory_bytes=peak_memory(),
-        picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware(),
-        rates=dict(rows=[dict(work=work, size=r.faces.size, rate=rate, steps=2) for work, rate in rates.items()]))
+    def rate(images, stage): return images/max(took[stage], .1)
+    rates = dict(embed=len(faces)/seconds, train=rate(4, 'generator'), generate=rate(4, f'set {name}'),
+        recogniser=rate(6, f'recogniser {name} 0'))
+    rows = [dict(work=work, size=r.faces.size, rate=v, steps=2) for work, v in rates.items()]
+    total = round(time.perf_counter()-start, 1)
+    return dict(seconds=took | dict(total=total), peak_memory_bytes=peak_memory(), rates=dict(rows=rows),
+        picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware())
 
-# %% ../../nbs/73_experiment.planning.ipynb #cc753a84
+# %% ../../nbs/73_experiment.planning.ipynb #cc9364bc
 def dry_run(
     r:Recipe, # to be planned
     inputs:Inputs, # faces at least; the rest is checked where it is given
@@ -202,7 +214,7 @@ def dry_run(
     cpu:bool=False, # stay on the CPU
     processes:int=1, # that will share the work
 ): # dict: faces, stages with hours, memory, disk, trial
-    "Plan a run and try all its stages, outside the run's folder; raises CemiFaceError for what would stop it later"
+    "Plan a run and try all stages in a temporary folder; raises CemiFaceError for what would stop it later"
     if r.faces.source == 'toy':
         raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
     check_recipe(r)
@@ -213,30 +225,36 @@ def dry_run(
     images, people = len(entries), len({e.identity for e in entries}-{None})
     tried = trial(r, inputs, cpu)
     measured = tried.pop('rates')
-    source = 'measured by bench' if rates else 'of the few steps of this dry run, starting up included: far too slow'
+    source = 'of the few steps of this dry run, starting up included: far too slow'
+    if rates: source = 'measured by bench'
     stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
     need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes)
-    return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about, faces=dict(images=images, identities=people),
-        processes=processes, stages=stages, hours=sum(o['hours'] for o in stages), rates=source,
+    return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about,
+        faces=dict(images=images, identities=people), processes=processes, stages=stages,
+        hours=sum(o['hours'] for o in stages), rates=source,
         memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
         disk=disk(r, images, tried['picture_bytes'], arch, dims), trial=tried)
 
-# %% ../../nbs/73_experiment.planning.ipynb #c27bf79b
+# %% ../../nbs/73_experiment.planning.ipynb #cc662ba4
 def plan_table(
     p, # from dry_run
 )->str:
     "A plan in words"
     def size(b): return f'{b/1e9:,.1f} GB' if b > 1e8 else f'{b/1e6:,.1f} MB'
-    def parts(d): return f'{size(d.get("total") or sum(d.values()))} ({", ".join(f"{k} {size(b)}" for k, b in d.items() if k != "total")})'
-    tried, took = p['trial'], dict(p['trial']['seconds'])
+    def parts(d):
+        each = {k: b for k, b in d.items() if k != 'total'}
+        return f'{size(sum(each.values()))} ({", ".join(f"{k} {size(b)}" for k, b in each.items())})'
+    tried, took, faces = p['trial'], dict(p['trial']['seconds']), p['faces']
     lines = [f'{p["recipe"]}: {p["about"]}',
-        f'{p["faces"]["images"]:,} photos, {p["faces"]["identities"]:,} identities; {p["processes"]} process(es)', '']
-    for o in p['stages']:
-        lines.append(f'{o["stage"]:52} {o["amount"]:>14,} images {o["steps"] or 0:>9,} steps  at {o["rate"]:>9,.2f}/s {o["hours"]:>10,.2f} h')
+        f'{faces["images"]:,} photos, {faces["identities"]:,} identities; {p["processes"]} process(es)', '']
+    row = '{stage:52} {amount:>14,} images {steps:>9,} steps  at {rate:>9,.2f}/s {hours:>10,.2f} h'
+    lines += [row.format(**o | dict(steps=o['steps'] or 0)) for o in p['stages']]
     lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}', '',
-        *(f'memory of each process that trains the {k}, computed: {parts(v)}' for k, v in p['memory'].items()),
+        *(f'memory of each process that trains the {k}, computed: {parts(d)}'
+            for k, d in p['memory'].items()),
         f'disk, computed: {parts(p["disk"])}', '',
         f'tried: every stage with the full-size networks, two faces a step, in {took.pop("total"):.0f} s and '
-        f'{size(tried["peak_memory_bytes"] or 0)} ({tried["hardware"]}): ' + ', '.join(f'{k} {v:g} s' for k, v in took.items())]
+        f'{size(tried["peak_memory_bytes"] or 0)} ({tried["hardware"]}): '
+        + ', '.join(f'{k} {v:g} s' for k, v in took.items())]
     return '\n'.join(lines)

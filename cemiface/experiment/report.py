@@ -11,7 +11,6 @@ import base64
 import html
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import spearmanr
 
@@ -22,8 +21,8 @@ from ..recognition.verification import plot_roc, roc
 from ..analysis.similarity import file_of
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
-# %% ../../nbs/70_experiment.report.ipynb #ca46fd4c
-FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1'      # what the judge says of a set
+# %% ../../nbs/70_experiment.report.ipynb #ce6913c5
+FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1'      # by the judge
 
 def sets_of(
     rows, # sets of results.json
@@ -33,7 +32,7 @@ def sets_of(
     sets = [r for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
     return sets if any(r['control'] == control for r in sets) else []
 
-# %% ../../nbs/70_experiment.report.ipynb #c9486baf
+# %% ../../nbs/70_experiment.report.ipynb #ccfc37d6
 def rank_correlations(
     rows, # sets of results.json
 ): # per control: Spearman's rank correlation, and the range of achieved similarity
@@ -43,23 +42,24 @@ def rank_correlations(
         sets = sets_of(rows, control)
         if len(sets) < 3: continue
         achieved = [r['similarity_to_inquiry']['mean'] for r in sets]
-        correlation = spearmanr([r['m'] for r in sets], achieved).statistic
-        found[control] = dict(rank_correlation=float(correlation), highest=max(achieved), lowest=min(achieved))
+        rank = float(spearmanr([r['m'] for r in sets], achieved).statistic)
+        found[control] = dict(rank_correlation=rank, highest=max(achieved), lowest=min(achieved))
     return found
 
-# %% ../../nbs/70_experiment.report.ipynb #c6db116f
+# %% ../../nbs/70_experiment.report.ipynb #c1e3d3ad
 ONE_FACE = .8      # mean cosine between the centres of identities: above, they are one person to the judge
 
 def caution(
     sets, # of results.json
 )->str: # empty, where all is well
-    "A warning where the judge hardly tells identities apart: the generator has learnt too little for the other figures to mean much"
-    names = [r['name'] for r in sets if r['kind'] == 'generated' and (r['between_identity'] or {}).get('mean', 0) >= ONE_FACE]
+    "A warning where the judge hardly tells identities apart, so that the other figures mean little"
+    names = [r['name'] for r in sets
+        if r['kind'] == 'generated' and (r['between_identity'] or {}).get('mean', 0) >= ONE_FACE]
     if not names: return ''
     return (f'caution: the judge hardly tells the identities of {", ".join(names)} apart; '
             'train the generator for longer before believing the rest')
 
-# %% ../../nbs/70_experiment.report.ipynb #ccbc3edf
+# %% ../../nbs/70_experiment.report.ipynb #cdc1576a
 COLUMNS = 'set', 'm', 'images', 'similarity', 'within', 'between', 'leakage', 'accuracy', 'gap to real'
 
 def number(value, style): return '-' if value is None else format(value, style)
@@ -70,20 +70,22 @@ def table_rows(
     "The sets as text; +- is the standard deviation over recogniser seeds"
     rows = []
     for r in results['sets']:
-        accuracy, seeds, leakage = r['verification']['accuracy'], r['verification']['seeds'], r['leakage'] or {}
-        cosines = [(r[k] or {}).get('mean') for k in ('similarity_to_inquiry', 'within_identity', 'between_identity')]
+        accuracy, seeds = r['verification']['accuracy'], r['verification']['seeds']
+        judged = dict(similarity_to_inquiry='mean', within_identity='mean', between_identity='mean',
+            leakage='max')
+        cosines = [number((r[fact] or {}).get(key), '.2f') for fact, key in judged.items()]
         deviation = f' +-{100*np.std(seeds):.1f}' if len(seeds) > 1 else ''
         rows.append([r['control'] or r['name'], number(r['m'], '+.2f'), number(r['images'], ',d'),
-            *(number(v, '.2f') for v in (*cosines, leakage.get('max'))),
-            f'{100*accuracy:.2f}{deviation}', number(r['gap_to_real'], '+.2f')])
+            *cosines, f'{100*accuracy:.2f}{deviation}', number(r['gap_to_real'], '+.2f')])
     return rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c799afb0
+# %% ../../nbs/70_experiment.report.ipynb #c1160596
 def table_note(
     results, # results.json
 )->str:
     "The units of the table, and a warning where there is need"
-    note = f'similarity, within, between, leakage (nearest training face): {results["judge"]}; accuracy in %, gap in points'
+    note = (f'similarity, within, between, leakage (nearest training face): {results["judge"]}; '
+            'accuracy in %, gap in points')
     return '; '.join(filter(None, [note, caution(results['sets'])]))
 
 def results_table(
@@ -119,20 +121,21 @@ def plot_controls(
         ax.errorbar(*zip(*points), marker='o', capsize=3, label=f'{control} control', **STYLES[control])
     return fig, ax
 
-# %% ../../nbs/70_experiment.report.ipynb #c0443e2a
+# %% ../../nbs/70_experiment.report.ipynb #cea8d548
 def plot_sweep(
     results, # results.json
 ): # Figure, and its data
     "Accuracy of the recognisers over the achieved similarity; bars are standard deviations over seeds"
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'],
         similarity=(r['similarity_to_inquiry'] or {}).get('mean'), accuracy=r['verification']['accuracy'],
-        accuracy_std=float(np.std(r['verification']['seeds']))) for r in results['sets'] if r['kind'] != 'recogniser']
+        accuracy_std=float(np.std(r['verification']['seeds'])))
+        for r in results['sets'] if r['kind'] != 'recogniser']
     fig, ax = plot_controls(rows, 'similarity', 'accuracy', 'accuracy_std')
     for r in rows:
         at, style = (r['similarity'], r['accuracy']), STYLES[r['control'] or r['kind']]
-        if r['control']: ax.annotate(f'{r["m"]:g}', at, (0, 6), textcoords='offset points', color=style['color'])
+        if r['control']: ax.annotate(f' {r["m"]:g}', at, color=style['color'])
         else: ax.axhline(r['accuracy'], label=r['kind'].replace('_', ' '), **style)
-    ax.set(xlabel=f'cosine to the inquiry ({results["judge"]}); labels: requested m', ylabel='accuracy of verification')
+    ax.set(xlabel=f'cosine to the inquiry ({results["judge"]}); labels: m', ylabel='verification accuracy')
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
@@ -150,7 +153,7 @@ def plot_achieved(
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #ca00b790
+# %% ../../nbs/70_experiment.report.ipynb #c6f8c6c0
 def line_style(
     rows, # sets of results.json
 ): # dict of color, ls and alpha of each
@@ -168,9 +171,9 @@ def plot_rocs(
 ): # Figure, and points of the curves at 81 rates of false acceptance
     "ROC curves of the recognisers"
     fig, (ax,) = wide_axes(4.2)
-    ax.set_prop_cycle(color=[s['color'] for s in styles], ls=[s['ls'] for s in styles], alpha=[s['alpha'] for s in styles])
+    ax.set_prop_cycle(**{key: [style[key] for style in styles] for key in ('color', 'ls', 'alpha')})
     plot_roc(curves, ax)
-    ax.set(xlabel='false acceptance (of pairs of two people)', ylabel='true acceptance (of pairs of one person)')
+    ax.set(xlabel='false acceptance (pairs of two people)', ylabel='true acceptance (pairs of one person)')
     ax.legend(fontsize=7, loc='lower right')
     rates, rows = np.logspace(-4, 0, 81), []
     for label, (cosines, same) in curves.items():
@@ -180,7 +183,7 @@ def plot_rocs(
             for far, tar in zip(rates, at.tolist())]
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c1f2304a
+# %% ../../nbs/70_experiment.report.ipynb #cc98df13
 def plot_leakage(
     near, # label of each set -> counts over BINS of `faces` and of `inquiries`, (100,) each
     styles, # of line_style, for each set
@@ -203,7 +206,8 @@ def plot_leakage(
         ax.set_yticks([])
         ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
     axes[-1].set_xlabel(f'cosine to the nearest training face ({judge})')
-    fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8, frameon=False)
+    handles = ax.get_legend_handles_labels()
+    fig.legend(*handles, loc='outside upper center', ncols=2, fontsize=8, frameon=False)
     return fig, rows
 
 # %% ../../nbs/70_experiment.report.ipynb #c5aecf8a
@@ -222,17 +226,19 @@ def plot_faces(
         rows += [dict(row=label, column=k, file=file_of(faces, i)) for k, i in enumerate(first.tolist())]
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #cfe54624
+# %% ../../nbs/70_experiment.report.ipynb #c9748dd5
 STYLE = ''':root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#8884;--page:#fff;--link:#0060a8}
 @media(prefers-color-scheme:dark){:root{--ink:#ddd;--soft:#aaa;--page:#181818;--link:#8cc4f5}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:1.5rem auto;padding:0 1rem;
  color:var(--ink);background:var(--page);overflow-wrap:break-word}
 h1{margin-bottom:0}
-h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}a{color:var(--link)}nav a{margin-right:1rem;white-space:nowrap}
+h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}a{color:var(--link)}
+nav a{margin-right:1rem;white-space:nowrap}
 div.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:14px}td,th{padding:.2rem .6rem;text-align:right;
 border-bottom:1px solid var(--line);white-space:nowrap}
-td:first-child,th:first-child{text-align:left}figure{margin:1rem 0}figcaption,.soft{color:var(--soft);font-size:14px}
+td:first-child,th:first-child{text-align:left}figure{margin:1rem 0}
+figcaption,.soft{color:var(--soft);font-size:14px}
 img{display:block;max-width:100%;height:auto;margin:auto;background:#fff;padding:4px;box-sizing:border-box;
  border-radius:4px}pre{overflow-x:auto;font-size:12px}'''
 
@@ -241,20 +247,22 @@ def html_table(
     rows, # lists of texts
 )->str:
     "A table that scrolls sideways by itself"
-    lines = [''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in row) for tag, row in [('th', head), *(('td', row) for row in rows)]]
-    return f'<div class="wide" tabindex="0"><table><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
+    def line(row, tag): return '<tr>'+''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in row)+'</tr>'
+    body = ''.join(line(row, 'td') for row in rows)
+    return f'<div class="wide" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
 
-# %% ../../nbs/70_experiment.report.ipynb #c9ade7a0
+# %% ../../nbs/70_experiment.report.ipynb #ca818954
 CAPTIONS = dict(
-    faces='Inquiries on top, then one row per generated set: the first face of each identity. A column is an identity.',
-    sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have to the inquiries. '
-        'Bars: standard deviation over recogniser seeds.',
+    faces='Inquiries on top, then one row per generated set: the first face of each identity. '
+        'A column is an identity.',
+    sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have '
+        'to the inquiries. Bars: standard deviation over recogniser seeds.',
     calibration='Requested and achieved similarity: mean cosine of the faces to their inquiry, by the judge. '
         'Bars: one standard deviation over faces.',
-    roc='Fraction of pairs of one person that is accepted, over the fraction of pairs of two people that is accepted, '
-        'by the first recogniser of every set. Dots: false acceptance of 0.1% and 1%.',
-    leakage='Cosine of every generated face, and of every inquiry, to its nearest training photo, each beside non-members. '
-        'Height: fraction of faces.')
+    roc='Fraction of pairs of one person that is accepted, over the fraction of pairs of two people that is '
+        'accepted, by the first recogniser of every set. Dots: false acceptance of 0.1% and 1%.',
+    leakage='Cosine of every generated face, and of every inquiry, to its nearest training photo, '
+        'each beside non-members. Height: fraction of faces.')
 
 def html_figure(
     name:str, # key of CAPTIONS
@@ -262,43 +270,48 @@ def html_figure(
 )->str:
     "A picture inside the page, with links to its file and its data"
     if name not in pictures: return '<p>There are no generated sets.</p>'
-    return (f'<figure><img alt="{CAPTIONS[name]}" src="data:image/png;base64,{base64.b64encode(pictures[name]).decode()}">'
-            f'<figcaption>{CAPTIONS[name]} <a href="figures/{name}.png">PNG</a> <a href="figures/{name}.csv">CSV</a></figcaption></figure>')
+    caption, data = CAPTIONS[name], base64.b64encode(pictures[name]).decode()
+    links = f'<a href="figures/{name}.png">PNG</a> <a href="figures/{name}.csv">CSV</a>'
+    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f'<figcaption>{caption} {links}</figcaption></figure>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c8fa15aa
+# %% ../../nbs/70_experiment.report.ipynb #ce2dc86d
 def html_leakage(
     results, # results.json
 )->str: # empty, where nothing was generated
     "The report on leakage"
     made = [r for r in results['sets'] if r['leakage']]
     if not made: return ''
+    def cells(part): return '{mean:.3f} {q99:.3f} {above:.1%}'.format(**part).split()
     def nearer(part): return '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]'.format(**part)
     rows = []
     for r in made:
         leak, asked = r['leakage'], r['leakage']['inquiries']
-        rows.append([f'{set_label(r)} {r["volume"]}', f'{leak["mean"]:.3f}', f'{leak["q99"]:.3f}', f'{leak["above"]:.1%}',
-            nearer(leak), f'{asked["above"]:.1%}', nearer(asked)])
-    level = leak['nonmembers']
-    rows.append(['non-members', f'{level["mean"]:.3f}', f'{level["q99"]:.3f}', f'{level["above"]:.1%}', '0.50', '', ''])
-    head = ['set', 'mean', '99th percentile', 'above', 'nearer than non-members', 'inquiries above', 'and nearer']
+        label = f'{set_label(r)} {r["volume"]}'
+        rows.append([label, *cells(leak), nearer(leak), f'{asked["above"]:.1%}', nearer(asked)])
+    rows.append(['non-members', *cells(leak['nonmembers']), '0.50', '', ''])
+    head = ('set', 'mean', '99th percentile', 'above', 'nearer than non-members',
+        'inquiries above', 'and nearer')
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
-            'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than non-members: the chance '
-            'that a face is nearer to its nearest training photo than a non-member to its own, with a 95% interval for which '
-            f'identities are drawn anew; 0.5 is no difference.</p><p>{PROMISE}</p>')
+            'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
+            'non-members: the chance that a face is nearer to its nearest training photo than a non-member to '
+            'its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
+            f'<p>{PROMISE}</p>')
 
-# %% ../../nbs/70_experiment.report.ipynb #c3600a39
+# %% ../../nbs/70_experiment.report.ipynb #c812c6f9
 def html_provenance(
     results, # results.json
 )->str:
     "Where the numbers come from: versions, hardware, seconds, and the recipe"
     recipe, seconds = results['recipe'], results['seconds']
-    facts = dict(recipe=recipe['name'], seed=results['seed'], hardware=results['hardware'], **results['versions'])
-    took = html_table(['stage', 'seconds'], [[stage, f'{s:,.1f}'] for stage, s in seconds.items()])
-    return (html_table(['', ''], [[k, str(v)] for k, v in facts.items()])
-        + f'<details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>'
-        + f'<details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>')
+    facts = {k: results[k] for k in ('seed', 'hardware')} | results['versions']
+    facts = html_table(('recipe', recipe['name']), [[k, str(v)] for k, v in facts.items()])
+    took = html_table(('stage', 'seconds'), [[stage, f'{s:,.1f}'] for stage, s in seconds.items()])
+    return f'''{facts}
+<details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>
+<details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>'''
 
-# %% ../../nbs/70_experiment.report.ipynb #cd6ea0bb
+# %% ../../nbs/70_experiment.report.ipynb #c493a024
 def report_html(
     results, # results.json
     pictures, # name -> faces, sweep, calibration, roc, leakage as PNG
@@ -306,10 +319,12 @@ def report_html(
     "The report of a run"
     recipe = results['recipe']
     figures = {name: html_figure(name, pictures) for name in CAPTIONS}
-    table = f'{html_table(COLUMNS, table_rows(results))}<p class="soft">{html.escape(table_note(results))}.</p>'
-    follows = ' '.join(f'{control.capitalize()} control: achieved {o["highest"]:.2f} down to {o["lowest"]:.2f}, '
-        f'rank correlation with the requested m {o["rank_correlation"]:.2f}.' for control, o in results['spearman'].items())
-    parts = {'Results': table, 'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
+    table, note = html_table(COLUMNS, table_rows(results)), html.escape(table_note(results))
+    words = ('{} control: achieved {highest:.2f} down to {lowest:.2f}, '
+             'rank correlation with the requested m {rank_correlation:.2f}.')
+    follows = ' '.join(words.format(control.capitalize(), **o) for control, o in results['spearman'].items())
+    parts = {'Results': f'{table}<p class="soft">{note}.</p>',
+        'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
         'Calibration': f'{figures["calibration"]}<p>{follows}</p>', 'ROC': figures['roc'],
         'Leakage': figures['leakage']+html_leakage(results), 'Provenance': html_provenance(results)}
     links = body = ''
@@ -318,9 +333,11 @@ def report_html(
         links += f'<a href="#{anchor}">{title}</a>'
         body += f'<h2 id="{anchor}">{title}</h2>{part}'
     seeds, made = recipe['study']['seeds'], sum(r['kind'] == 'generated' for r in results['sets'])
-    about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries alone; '
+    about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
-    return f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(recipe["name"])}: report of a cemiface run</title><style>{STYLE}</style>
-<h1>{html.escape(recipe["name"])}</h1><p>{html.escape(recipe["about"])}. {about}</p><nav>{links}</nav>{body}</html>
+    name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
+    return f'''<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: report of a cemiface run</title><style>{STYLE}</style>
+<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}</html>
 '''

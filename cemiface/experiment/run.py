@@ -8,7 +8,7 @@ __all__ = ['ENCODER_ROLES', 'check_recipe', 'check_files', 'Context', 'open_run'
            'generated_sets', 'real_photos', 'baseline_sets', 'load_or_measure_nonmembers', 'keep_verification',
            'judge_set', 'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
-# %% ../../nbs/71_experiment.run.ipynb #c52100eb
+# %% ../../nbs/71_experiment.run.ipynb #cee6eaeb
 import tempfile
 import time
 from collections import Counter
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cemiface.core import (
-    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder, versions, write_json,
-    write_text)
-from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, volumes_of, union_of
+from ..core import (
+    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
+    versions, write_json, write_text)
+from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
 from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
@@ -40,11 +40,11 @@ from ..recognition.training import rate_schedule, train_recogniser
 from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
-from cemiface.experiment.report import (
-    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep, rank_correlations, report_html,
-    set_label)
+from .report import (
+    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
+    rank_correlations, report_html, set_label)
 
-# %% ../../nbs/71_experiment.run.ipynb #c5ed1507
+# %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def check_recipe(
     r:Recipe, # to be run
     trained:bool=False, # is there a generator already?
@@ -54,9 +54,10 @@ def check_recipe(
     m_levels(r.training)
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
-    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # sizes that do not fit are refused here
+    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # do the sizes fit?
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
-        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with condition.dropout above 0')
+        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
+                            'condition.dropout above 0')
 
 # %% ../../nbs/71_experiment.run.ipynb #cb2ea5a6
 def check_files(
@@ -74,12 +75,12 @@ def check_files(
     if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
     elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
 
-# %% ../../nbs/71_experiment.run.ipynb #cb5c6172
+# %% ../../nbs/71_experiment.run.ipynb #cc3c5ac8
 def check_inputs(
     r:Recipe, # of a folder of photos
     i:Inputs, # what was given
 ):
-    "Raise CemiFaceError where a run on photos lacks a file, or has a wrong one; networks are loaded once to see that they can be"
+    "Raise CemiFaceError where a run on photos lacks a file, or has one that cannot be loaded"
     needed = ['faces', 'identity_encoder', 'pairs', 'images']
     if str(i.pairs).endswith('.bin'): needed.remove('images')      # a .bin holds its images
     absent = [f'--{k.replace("_", "-")}' for k in needed if not getattr(i, k)]
@@ -102,7 +103,7 @@ class Context:
         "Path of the folder"
         return self.folder.path
 
-# %% ../../nbs/71_experiment.run.ipynb #cf40b19c
+# %% ../../nbs/71_experiment.run.ipynb #c029c96c
 def open_run(
     recipe:Recipe, # what to do
     out:str|Path, # run folder
@@ -110,7 +111,7 @@ def open_run(
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
 )->Context:
-    "Begin or resume a run; raises CemiFaceError, before anything is written, for what cannot work or a folder that holds another run"
+    "Begin or resume a run; raises CemiFaceError, before it writes, for what cannot work or another run's folder"
     inputs = inputs or Inputs()
     check_recipe(recipe, trained=bool(inputs.assets))
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
@@ -139,7 +140,7 @@ def stage(
     ctx.folder.finish(name, key, seconds=round(time.perf_counter()-start, 1), found=found if keep else None)
     return plain(found) if keep else found
 
-# %% ../../nbs/71_experiment.run.ipynb #cb55d2ba
+# %% ../../nbs/71_experiment.run.ipynb #ca807b08
 @dataclass(frozen=True)
 class People:
     "The faces that a run learns from, and the pairs that it is verified on"
@@ -153,10 +154,12 @@ def load_people(
     "Draw the toy people, or read the user's photos"
     r, t, i = ctx.recipe, ctx.recipe.toy, ctx.inputs
     if r.faces.source == 'toy':
+        train = toy_people('training', t.identities, t.per_identity, r.faces.size, t.seed)
         pairs = toy_pairs(t.test_pairs, t.test_identities, r.faces.size, t.seed)
-        return People(toy_people('training', t.identities, t.per_identity, r.faces.size, t.seed), pairs, pairs)
+        return People(train, pairs, pairs)
     train = FaceSet.open(i.faces, r.faces.size, r.faces.max_bad, cache=ctx.out/'cache'/'faces.npy')
-    return People(train, PairSet.from_files(i.pairs, i.images, r.faces.size), PairSet.from_files(i.pairs, i.images))
+    pairs = PairSet.from_files(i.pairs, i.images, r.faces.size)
+    return People(train, pairs, PairSet.from_files(i.pairs, i.images))
 
 # %% ../../nbs/71_experiment.run.ipynb #c5296bea
 ENCODER_ROLES = 'identity_encoder', 'judge'
@@ -168,12 +171,12 @@ class Encoders:
     judge:FaceEncoder     # measures the sets
     judge_name:str        # as tables show it
 
-# %% ../../nbs/71_experiment.run.ipynb #c1b1fcbe
+# %% ../../nbs/71_experiment.run.ipynb #cf6dc089
 def load_encoders(
     ctx, # Context of the run
     train:FaceSet, # training faces of the generator
 )->Encoders:
-    "Those of the user, or shipped ones, or for toy faces ones that are trained here: the judge on as many other people"
+    "Those of the user, shipped ones, or for toy faces ones trained here: the judge on as many other people"
     r, t, i = ctx.recipe, ctx.recipe.toy, ctx.inputs
     toy = r.faces.source == 'toy'
     weights = [Path(i.assets or ctx.out)/role for role in ENCODER_ROLES]
@@ -183,11 +186,12 @@ def load_encoders(
         train_recogniser(faces, r.identity_encoder, ctx.out/role, seed=r.seed, device=ctx.device)
     if not toy: weights = i.identity_encoder, i.judge or i.identity_encoder
     elif not i.assets:
-        for role in ENCODER_ROLES: stage(ctx, role, (train, r.toy, r.identity_encoder, r.seed), train_toy, role)
+        decides = train, r.toy, r.identity_encoder, r.seed
+        for role in ENCODER_ROLES: stage(ctx, role, decides, train_toy, role)
     identity, judge = map(load_encoder, weights)
     return Encoders(identity, judge, f'judge {judge.fingerprint[:8]}' if toy or i.judge else 'by E_id')
 
-# %% ../../nbs/71_experiment.run.ipynb #c18b7215
+# %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
     ctx, # Context of the run
     train:FaceSet, # faces to learn from
@@ -196,11 +200,12 @@ def load_or_train_generator(
     "Train the generator, or take one that was trained before"
     r, assets = ctx.recipe, ctx.inputs.assets
     if assets: return load_generator(Path(assets)/'generator').to(ctx.device)
-    pipe = stage(ctx, 'generator', (train, identity_encoder, r.parts), train_generator, train, identity_encoder, r.parts,
-        ctx.out/'generator', ctx.device == 'cpu', ctx.out/'cache', ctx.force, keep=False)
+    decides = train, identity_encoder, r.parts
+    pipe = stage(ctx, 'generator', decides, train_generator, *decides, ctx.out/'generator',
+        ctx.device == 'cpu', ctx.out/'cache', ctx.force, keep=False)
     return pipe.to(ctx.device)
 
-# %% ../../nbs/71_experiment.run.ipynb #c6e3e684
+# %% ../../nbs/71_experiment.run.ipynb #ca6b5917
 def candidate_faces(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
@@ -208,12 +213,13 @@ def candidate_faces(
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which inquiries are chosen"
     r, t, given = ctx.recipe, ctx.recipe.toy, ctx.inputs.inquiries
-    if r.inquiries.source == 'synthetic': return draw_unconditional(pipe, r.inquiries.drawn, r.seed, r.sampling)
+    if r.inquiries.source == 'synthetic':
+        return draw_unconditional(pipe, r.inquiries.drawn, r.seed, r.sampling)
     if given: return FaceSet.open(given, r.faces.size, r.faces.max_bad).images
     if r.faces.source == 'toy': return toy_people('candidates', t.candidates, 1, r.faces.size, t.seed).images
     return train.images
 
-# %% ../../nbs/71_experiment.run.ipynb #cc31605d
+# %% ../../nbs/71_experiment.run.ipynb #c7a9711e
 def load_or_choose_inquiries(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
@@ -252,7 +258,7 @@ class ComparedSet:
     inquiries:FaceSet|None=None   # of a generated set: one face per identity
     volume:str=''                 # a further volume of the recipe, as in '20000x50'
 
-# %% ../../nbs/71_experiment.run.ipynb #ce339a70
+# %% ../../nbs/71_experiment.run.ipynb #c1e78e56
 def generated_sets(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
@@ -265,15 +271,17 @@ def generated_sets(
     for control in ('scalar', 'sphere'):
         for m in getattr(r.study, control):
             name, request = f'{control}_{m:+.2f}', replace(request_of(r, m, control), per_identity=counts)
-            faces = stage(ctx, f'set {name}', (pipe, inquiries, request), make_set, pipe, inquiries, request, ctx.out/'sets'/name,
+            decides = pipe, inquiries, request
+            faces = stage(ctx, f'set {name}', decides, make_set, *decides, ctx.out/'sets'/name,
                 r.generation.image_format, keep=False)
             for volume, part in volumes.items():
                 own = part_of(faces, part[:len(inquiries)])
                 asked = inquiries.subset(range(own.identities))
-                sets.append(ComparedSet(f'{name} {volume}'.strip(), 'generated', own, control, m, asked, volume))
+                label = f'{name} {volume}'.strip()
+                sets.append(ComparedSet(label, 'generated', own, control, m, asked, volume))
     return sets
 
-# %% ../../nbs/71_experiment.run.ipynb #c31c8e0e
+# %% ../../nbs/71_experiment.run.ipynb #cf636f43
 def real_photos(
     ctx, # Context of the run
     train:FaceSet, # training faces, with identities
@@ -282,7 +290,8 @@ def real_photos(
 )->FaceSet: # people*k photos, or what there is
     "Real photos, where possible of the people of the first inquiries; raises CemiFaceError as real_subset"
     r, t = ctx.recipe, ctx.recipe.toy
-    if r.faces.source != 'toy' or r.inquiries.source != 'faces' or ctx.inputs.inquiries: return real_subset(train, k*people)
+    if r.faces.source != 'toy' or r.inquiries.source != 'faces' or ctx.inputs.inquiries:
+        return real_subset(train, k*people)
     photos = toy_people('candidates', t.candidates, k, r.faces.size, t.seed)
     return photos.subset((inquiry_rows(ctx)[:people, None]*k+np.arange(k)).ravel())
 
@@ -291,7 +300,7 @@ def baseline_sets(
     train:FaceSet, # training faces
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
-    "Real photos, where they have identities, and copies of the inquiries: as many images as the recipe's own volume has"
+    "Real photos, where they have identities, and copies of the inquiries: as many images as the own volume"
     r = ctx.recipe
     k = r.generation.per_identity+r.generation.copies
     own = inquiries.subset(slice(r.inquiries.identities))
@@ -309,7 +318,7 @@ def persons_of_pairs(
     persons[pairs.right] = pairs.person_right
     return persons
 
-# %% ../../nbs/71_experiment.run.ipynb #c43896ba
+# %% ../../nbs/71_experiment.run.ipynb #c62d39e5
 def load_or_measure_nonmembers(
     ctx, # Context of the run
     judge:FaceEncoder, # who measures
@@ -320,7 +329,8 @@ def load_or_measure_nonmembers(
     persons = train.labels if train.identities > 1 else None
     def measure():
         e_train = set_embeddings(judge, train, ctx.out/'cache', ctx.device)
-        return find_nonmembers(e_train, persons, embed(judge, pairs.images, device=ctx.device), persons_of_pairs(pairs), ctx.device)
+        e_held_out = embed(judge, pairs.images, device=ctx.device)
+        return find_nonmembers(e_train, persons, e_held_out, persons_of_pairs(pairs), ctx.device)
     return NonMembers(**stage(ctx, 'nonmembers', (judge, train, pairs), measure))
 
 # %% ../../nbs/71_experiment.run.ipynb #cafc98b3
@@ -337,7 +347,7 @@ def keep_verification(
     with atomic_path(to) as path: np.save(path, cosines.astype(np.float32))
     return facts
 
-# %% ../../nbs/71_experiment.run.ipynb #cfd889a2
+# %% ../../nbs/71_experiment.run.ipynb #c2cfa999
 def judge_set(
     ctx, # Context of the run
     compared:ComparedSet, # to be looked at
@@ -349,18 +359,20 @@ def judge_set(
     judge, faces, cache = encoders.judge, compared.faces, ctx.out/'cache'
     facts = plain(analyse(faces, judge, compared.inquiries, None, cache, ctx.device, encoders.judge_name))
     if not compared.inquiries: return facts
-    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in (faces, compared.inquiries, train))
+    looked_at = faces, compared.inquiries, train
+    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in looked_at)
     report = leakage_report(e, faces.labels, e_inquiry, e_train, nonmembers, ctx.device)
     rows = report['identities']
-    write_text(ctx.out/'analysis'/f'{compared.name}.csv', csv_text([dict(identity=faces.names[r['identity']],
-        face=file_of(faces, r['face']), cosine=round(r['cosine'], 5), training_face=file_of(train, r['train']),
-        faces_above=round(r['above'], 5), inquiry_cosine=round(r['inquiry'], 5),
-        inquiry_training_face=file_of(train, r['inquiry_train'])) for r in rows]))
+    write_text(ctx.out/'analysis'/f'{compared.name}.csv', csv_text([dict(
+        identity=faces.names[r['identity']], face=file_of(faces, r['face']), cosine=round(r['cosine'], 5),
+        training_face=file_of(train, r['train']), faces_above=round(r['above'], 5),
+        inquiry_cosine=round(r['inquiry'], 5), inquiry_training_face=file_of(train, r['inquiry_train']))
+        for r in rows]))
     near = dict(faces=report['cosine'], inquiries=[r['inquiry'] for r in rows])
     return facts | dict(leakage=leakage_facts(report, nonmembers, encoders.judge_name),
         nearest={k: np.histogram(v, BINS)[0] for k, v in near.items()})
 
-# %% ../../nbs/71_experiment.run.ipynb #c842d384
+# %% ../../nbs/71_experiment.run.ipynb #c8c9d0c9
 def measure_set(
     ctx, # Context of the run
     compared:ComparedSet, # to be measured
@@ -368,19 +380,22 @@ def measure_set(
     encoders:Encoders, # of which the judge looks at the set
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict: # a set of results.json, without gap_to_real
-    "Train and verify the recognisers of a set, and let the judge look at it; generated faces are joined by copies of their inquiries"
+    "Train and verify the recognisers of a set, joined by copies of its inquiries, and let the judge look at it"
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
     def train_and_verify(seed):
         home = f'{o.name}-{seed}'
-        net = train_recogniser(full, r.recogniser, ctx.out/'recognisers'/home, seed=r.seed+seed, device=ctx.device)
+        out = ctx.out/'recognisers'/home
+        net = train_recogniser(full, r.recogniser, out, seed=r.seed+seed, device=ctx.device)
         return keep_verification(net, people.pairs, ctx.out/'verification'/f'{home}.npy', ctx.device)
     decides = full, full.labels, r.recogniser, r.seed, people.pairs
-    verified = [stage(ctx, f'recogniser {o.name} {seed}', decides, train_and_verify, seed) for seed in range(r.study.seeds)]
+    verified = [stage(ctx, f'recogniser {o.name} {seed}', decides, train_and_verify, seed)
+        for seed in range(r.study.seeds)]
     facts = stage(ctx, f'analysis {o.name}', (o.faces, o.faces.labels, encoders.judge, nonmembers),
         judge_set, ctx, o, people.train, encoders, nonmembers)
-    return dict(name=o.name, kind=o.kind, control=o.control, m=o.m, volume=o.volume, identities=full.identities,
-        images=len(full), verification=summary(verified)) | {k: facts.get(k) for k in FACTS}
+    row = {k: getattr(o, k) for k in ('name', 'kind', 'control', 'm', 'volume')}
+    return row | {k: facts.get(k) for k in FACTS} | dict(
+        identities=full.identities, images=len(full), verification=summary(verified))
 
 def measure_encoder(
     ctx, # Context of the run
@@ -393,7 +408,7 @@ def measure_encoder(
     return dict.fromkeys(('control', 'm', 'identities', 'images', *FACTS)) | dict(
         name='E_id', kind='recogniser', volume='', verification=summary([facts]))
 
-# %% ../../nbs/71_experiment.run.ipynb #cc178bcd
+# %% ../../nbs/71_experiment.run.ipynb #c137c946
 def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
@@ -405,12 +420,13 @@ def collect_results(
         no_gap = real is None or r['kind'] == 'recogniser'
         r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
     seconds = {p.stem: read_json(p)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, spearman=rank_correlations(rows), seconds=seconds,
-        versions=versions(), hardware=hardware(), recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
+    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name,
+        spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
+        recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
     return results
 
-# %% ../../nbs/71_experiment.run.ipynb #c7c5ab77
+# %% ../../nbs/71_experiment.run.ipynb #cb667c2e
 def write_figures(
     ctx, # Context of the run
     results, # of the run
@@ -419,7 +435,7 @@ def write_figures(
     same, # which verification pairs show one person, bool (n,)
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict[str, bytes]: # name -> PNG
-    "Draw and write the figures, and the data of each beside it; of several volumes of a set, the recipe's own is shown"
+    "Draw and write the figures, and the data of each beside it; of several volumes the recipe's own is shown"
     shown, faces = [r for r in results['sets'] if not r['volume']], {o.name: o.faces for o in sets}
     made = [r for r in shown if r['kind'] == 'generated']
     curves = {set_label(r): (np.load(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
@@ -433,7 +449,7 @@ def write_figures(
         write_text(ctx.out/'figures'/f'{name}.csv', csv_text(rows))
     return {name: (ctx.out/'figures'/f'{name}.png').read_bytes() for name in drawn}
 
-# %% ../../nbs/71_experiment.run.ipynb #c137fd84
+# %% ../../nbs/71_experiment.run.ipynb #caeb9047
 def set_card(
     r, # a generated set of results.json
     results, # of the run
@@ -445,8 +461,9 @@ def set_card(
     words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
     return f'''# {r["name"]}
 
-Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities, {recipe["generation"]["per_identity"]} faces each,
-{r["control"]} control, m = {r["m"]:g}, seed {results["seed"]}.
+Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
+{recipe["generation"]["per_identity"]} faces each, {r["control"]} control, m = {r["m"]:g},
+seed {results["seed"]}.
 
 | | |
 |---|---|
@@ -463,7 +480,7 @@ def write_cards(
     results, # of the run
     pipe, # CemiFacePipeline
 ):
-    "A README.md beside every generated set; the card of a generator that was trained here says how near its nearest set comes to the photos"
+    "A README.md beside every generated set; a generator trained here notes the leakage of its nearest set"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     for r in made: write_text(ctx.out/'sets'/r['name']/'README.md', set_card(r, results))
     if made and not ctx.inputs.assets:

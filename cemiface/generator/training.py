@@ -16,7 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class TrainingBatch:
     matched_count:float # how many these are in the whole batch, per slice
     directions:Tensor|None=None # standard normal, (b,D), for sphere control
 
-# %% ../../nbs/35_generator.training.ipynb #c9a7de74
+# %% ../../nbs/35_generator.training.ipynb #c83f11bf
 @dataclass
 class TrainingData:
     "The batches of a training, as a function of the number of the step"
@@ -169,13 +169,12 @@ class TrainingData:
     cache:str|None=None # folder of cached embeddings
 
     def __post_init__(self):
-        faces = self.faces
+        faces, self.other_photo = self.faces, None
+        if self.parts.training.inquiry == 'another':
+            self.other_photo = other_photo_of(faces.labels if faces.identities else ())
         self.store = FaceStore(faces.images, self.device)
         # (2,n,D): of the faces and of their mirror images
         self.embeddings = embed_set(self.identity_encoder, faces, self.cache, self.device)
-        self.inquiry_of = lambda idx, u: idx
-        if self.parts.training.inquiry == 'another':
-            self.inquiry_of = other_photo_of(faces.labels if faces.identities else ())
 
     def slices(self,
         step:int, # its number
@@ -195,7 +194,8 @@ class TrainingData:
 
     def gather(self, matched_count, idx, mirror, matched, other, **drawn):
         "The faces and embeddings of a slice, with what else was drawn for it"
-        e = self.embeddings[mirror.long().numpy(), self.inquiry_of(idx.numpy(), other.numpy())]
+        inquiry = self.other_photo(idx.numpy(), other.numpy()) if self.other_photo else idx.numpy()
+        e = self.embeddings[mirror.long().numpy(), inquiry]
         drawn |= dict(e=torch.tensor(e), matched=matched.nonzero()[:, 0])
         drawn = {name: v.to(self.device) for name, v in drawn.items()}
         return TrainingBatch(clean=self.store.batch(idx, mirror), matched_count=matched_count, **drawn)
@@ -388,7 +388,7 @@ class NonFinite:
                             f'with the faces {self.named(step)}; the checkpoint holds the last good state; '
                             'lower training.lr or loss.lam, or look at these faces')
 
-# %% ../../nbs/35_generator.training.ipynb #cd87fb6a
+# %% ../../nbs/35_generator.training.ipynb #c81c58b0
 @dataclass
 class TrainingState:
     "What a training computes with and changes"
@@ -410,11 +410,12 @@ class TrainingState:
         self.optimiser.zero_grad()
         self.average.step(self.denoiser.parameters())
 
-    def save(self, path:Path, step:int, pending:tuple):
-        "A checkpoint after `step` steps, with what the log has not written, by the main process"
-        if not self.accelerator.is_main_process: return
-        save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
-            optimiser=self.optimiser.state_dict(), average=self.average.state_dict(), **self.keys)
+    def save(self, path:Path, step:int, pending:tuple)->float:
+        "A checkpoint after `step` steps, by the main process; the time at which it was made"
+        if self.accelerator.is_main_process:
+            save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
+                optimiser=self.optimiser.state_dict(), average=self.average.state_dict(), **self.keys)
+        return time.monotonic()
 
     def finish(self)->Denoiser:
         "The averaged denoiser, on the CPU"
@@ -520,7 +521,7 @@ def told_to_any(accelerator, step, *flags)->list[bool]:
     if accelerator.num_processes > 1 and step%8: return [False]*len(flags)
     return [any(o) for o in zip(*gather_object([flags]))]
 
-# %% ../../nbs/35_generator.training.ipynb #c11c86c3
+# %% ../../nbs/35_generator.training.ipynb #c50ef901
 def train_denoiser(
     faces:FaceSet, # faces to learn from; labels are used where training.inquiry = 'another' only
     identity_encoder:FaceEncoder, # frozen E_id
@@ -561,8 +562,6 @@ def train_denoiser(
             due = time.monotonic()-saved >= 60*config.checkpoint_minutes
             stop, due = told_to_any(state.accelerator, step, told_to_stop(), due)
             if row or stop or due: guard.check()
-            if stop or due or last:
-                state.save(out/'checkpoint.pt', step+1, rows.settle())
-                saved = time.monotonic()
+            if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
             if stop: break
     return state.finish(), rows.rows

@@ -37,8 +37,8 @@ from ..encoders.pretrained import embed, load_encoder, FaceEncoder
 from ..generator.training import prefetch
 from .verification import fold_accuracy, mirror_sum, pair_similarities
 
-# %% ../../nbs/51_recognition.training.ipynb #ce14ec93
-with warnings.catch_warnings(action='ignore', category=FutureWarning):       # of torch, about a layer of fastai
+# %% ../../nbs/51_recognition.training.ipynb #c8e38ba7
+with warnings.catch_warnings(action='ignore', category=FutureWarning):     # of torch, about a layer of fastai
     from fastai.basics import (
         AvgSmoothLoss, Callback, DataLoaders, get_model, Learner, noop, OptimWrapper, store_attr,
         ValueMetric)
@@ -178,13 +178,13 @@ class CosFaceHead(MarginHead):
 class ArcFaceHead(MarginHead):
     """s cos(theta + m) on the own class (Deng et al., CVPR 2019, arXiv 1801.07698, Eq 3)
 
-    theta + m is kept below pi, so that the logit falls with theta everywhere."""
+    theta + m is kept below pi, so that the logit never rises with theta."""
     def penalise(self, target, norm): return (target.acos() + self.margin).clamp(max=math.pi).cos()
 
-# %% ../../nbs/51_recognition.training.ipynb #caebd8b2
+# %% ../../nbs/51_recognition.training.ipynb #c1af8473
 class AdaFaceHead(MarginHead):
     "Margin that follows the length of the embedding (Kim et al., CVPR 2022, arXiv 2204.00964, section 3)"
-    eps, h, t_alpha = 1e-3, .333, .01                  # h: weight of the length; t_alpha: step of its statistics
+    eps, h, t_alpha = 1e-3, .333, .01               # h: weight of the length; t_alpha: step of its statistics
     def __init__(self, *args, **kwargs):               # as for MarginHead
         super().__init__(*args, **kwargs)
         self.register_buffer('mean', torch.tensor(20.))
@@ -199,9 +199,9 @@ class AdaFaceHead(MarginHead):
 
 HEADS = dict(cosface=CosFaceHead, arcface=ArcFaceHead, adaface=AdaFaceHead)
 
-# %% ../../nbs/51_recognition.training.ipynb #c9509a4d
+# %% ../../nbs/51_recognition.training.ipynb #c40d4696
 class FaceLoader:
-    "Shuffled, augmented batches (x, y, y) of a labelled set, which depend on seed and epoch, not on the device"
+    "Shuffled, augmented batches (x, y, y) of a labelled set, which depend on seed and epoch alone"
     n_inp = 2                                          # fastai: the first two of the three go to the model
     def __init__(self,
         faces:FaceSet, # labelled set
@@ -225,7 +225,7 @@ class FaceLoader:
             return augment(self.store.batch(mine), self.cfg, rng, self.rank, self.of), y, y
         for _, batch in prefetch(make, range(len(batches))): yield batch
 
-# %% ../../nbs/51_recognition.training.ipynb #ce056702
+# %% ../../nbs/51_recognition.training.ipynb #c24caafe
 class Trainee(nn.Module):
     "A trainable backbone and its head, with the preparation of the recogniser that it will become"
     def __init__(self,
@@ -236,7 +236,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.backbone = deepcopy(recogniser.backbone).requires_grad_().to(memory_format=torch.channels_last)
         self.head, self.prepare, self.bf16 = head, recogniser.prepare, precision == 'bf16'
-        self.recogniser = [recogniser]         # in a list: its frozen weights are not parameters of this module
+        self.recogniser = [recogniser]       # in a list: its frozen weights are not parameters of this module
     def forward(self,
         x:Tensor, # faces, (b,3,h,w) in [-1,1]
         y:Tensor, # class of each, (b,)
@@ -249,7 +249,7 @@ class Trainee(nn.Module):
         self.recogniser[0].backbone.load_state_dict(self.backbone.state_dict())
         return self.recogniser[0]
 
-# %% ../../nbs/51_recognition.training.ipynb #c11eaec8
+# %% ../../nbs/51_recognition.training.ipynb #cfbe2d8c
 class EpochLog(Callback):
     "Seeds each epoch by its number and keeps one row per epoch: epoch, loss, lr, accuracy, faces_per_second"
     order = 40
@@ -274,7 +274,8 @@ class EpochLog(Callback):
         loader, loss = self.dl, self.checked_total()/len(self.dl)
         speed = min(len(loader)*loader.cfg.batch, len(loader.y))/(time.perf_counter()-self.began)
         lr = float(self.opt.hypers[-1]['lr'])
-        self.rows.append(dict(epoch=self.epoch+1, loss=loss, lr=lr, accuracy=None, faces_per_second=round(speed)))
+        row = dict(epoch=self.epoch+1, loss=loss, lr=lr, accuracy=None, faces_per_second=round(speed))
+        self.rows.append(row)
     def after_fit(self): self.recorder.losses = [float(o) for o in self.recorder.losses]
 
 # %% ../../nbs/51_recognition.training.ipynb #cc322e97
@@ -320,14 +321,14 @@ def rate_schedule(
                             f'the paper decays after 65% and 85% of the epochs: {paper}')
     return dict(lr=lambda pct: cfg.lr * .1**sum(pct*cfg.epochs + 1e-6 >= d for d in cfg.decay_epochs))
 
-# %% ../../nbs/51_recognition.training.ipynb #ceb6f972
+# %% ../../nbs/51_recognition.training.ipynb #c24ca641
 class Parallel(Callback):
     "Trains one model in several processes"
     order = 11
     def before_fit(self):
         self.learn.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
     def after_fit(self):
-        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)       # all get the first one's statistics
+        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)  # all get the first one's statistics
         self.learn.model = self.model.module
 
 def _compile_backbone(model, loader):
@@ -338,7 +339,7 @@ def _compile_backbone(model, loader):
     model.zero_grad()
     model.backbone.load_state_dict(before)
 
-# %% ../../nbs/51_recognition.training.ipynb #c34cee60
+# %% ../../nbs/51_recognition.training.ipynb #c0c21d6b
 def recogniser_learner(
     faces:FaceSet, # labelled set; its size becomes the size of the recogniser
     cfg:CosFaceConfig, # recipe
@@ -370,7 +371,7 @@ def recogniser_learner(
         learn.add_cb(VerifyEachEpoch(pairs, cfg.verify_every))
         learn.metrics = ValueMetric(lambda: learn.epoch_log.rows[-1]['accuracy'], 'verification')
     learn.recorder.smooth_loss = SmoothLoss()
-    learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False           # as nothing is validated
+    learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False         # as nothing is validated
     return learn
 
 # %% ../../nbs/51_recognition.training.ipynb #c04038a0
@@ -393,7 +394,7 @@ def fit_recogniser(
         raise CemiFaceError(str(e).split('\n\t')[-1]) from e          # fastai puts its own words before it
     return learn.model.current_recogniser()
 
-# %% ../../nbs/51_recognition.training.ipynb #ce5b332b
+# %% ../../nbs/51_recognition.training.ipynb #cfe8b07c
 class KeepState(Callback):
     "Replaces the state file after every epoch"
     order = 90
@@ -406,7 +407,7 @@ class KeepState(Callback):
         state = dict(format_version=FORMAT_VERSION, key=self.key, rows=self.epoch_log.rows,
                      model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
         with atomic_path(self.path) as p: torch.save(state, p)
-    before_fit = after_train = save                    # also at first: a folder that is not writable is found at once
+    before_fit = after_train = save            # also at first: a folder that is not writable is found at once
 
 # %% ../../nbs/51_recognition.training.ipynb #ce531125
 def restore_learner(
@@ -420,7 +421,7 @@ def restore_learner(
         raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
     check_version(state, path)
     if state.get('key') != key:
-        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another --out')
+        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another folder')
     learn.model.load_state_dict(state['model'])
     learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
@@ -433,7 +434,7 @@ def _is_finished(out, key):
     facts = out/'training.json'
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
     if facts.exists() and read_json(facts, 'recogniser').get('fingerprint') == key: return True
-    raise CemiFaceError(f'{out} holds another run; choose another --out')
+    raise CemiFaceError(f'{out} holds another run; choose another folder')
 
 def train_recogniser(
     faces:FaceSet, # labelled set

@@ -51,7 +51,7 @@ def score_pairs(
     "Similarity of the two faces of every pair, as an encoder sees them."
     return pair_similarities(mirror_sum(embed_set(encoder, pairs, cache, device)), pairs)
 
-# %% ../../nbs/50_recognition.verification.ipynb #c2379328
+# %% ../../nbs/50_recognition.verification.ipynb #c6cbc262
 THRESHOLDS = np.arange(0, 4, .01)
 
 def fold_accuracy(
@@ -68,14 +68,21 @@ def fold_accuracy(
     right = (distance < THRESHOLDS[:, None]) == same                   # (thresholds, n)
     chosen, parts = [], np.array_split(right, folds, axis=1)
     for part in parts:
-        score = right.sum(1) - part.sum(1)*(folds > 1)         # correct pairs of the other folds, per threshold
-        chosen.append(np.flatnonzero(score == score.max())[-1])                  # the lowest similarity wins a tie
+        score = right.sum(1) - part.sum(1)*(folds > 1)       # correct pairs of the other folds, per threshold
+        chosen.append(np.flatnonzero(score == score.max())[-1])             # the lowest similarity wins a tie
     correct = [part[best] for part, best in zip(parts, chosen)]
     accuracies = [part.mean() for part in correct]
     return dict(accuracy=float(np.mean(accuracies)), std=float(np.std(accuracies)),
         thresholds=THRESHOLDS[chosen], correct=np.concatenate(correct))
 
-# %% ../../nbs/50_recognition.verification.ipynb #cd07c651
+# %% ../../nbs/50_recognition.verification.ipynb #cac52870
+def _checked_same(same):
+    "As an array of bool. CemiFaceError unless both kinds of pairs occur."
+    same = np.asarray(same, bool)
+    if same.all() or not same.any():
+        raise CemiFaceError('a ROC curve needs pairs of the same and of different people')
+    return same
+
 def roc(
     sim:np.ndarray, # cosine (n,)
     same:np.ndarray, # bool (n,)
@@ -84,20 +91,20 @@ def roc(
 
     Raises CemiFaceError unless both kinds of pairs occur."""
     from sklearn.metrics import roc_curve              # slow to import
-    same = np.asarray(same, bool)
-    if same.all() or not same.any():
-        raise CemiFaceError('a ROC curve needs pairs of the same and of different people')
-    return roc_curve(same, sim, drop_intermediate=False)
+    return roc_curve(_checked_same(same), sim, drop_intermediate=False)
 
-# %% ../../nbs/50_recognition.verification.ipynb #cf8afcf2
+# %% ../../nbs/50_recognition.verification.ipynb #c96e5f9c
 def tar_at_far(
     sim:np.ndarray, # cosine (n,)
     same:np.ndarray, # bool (n,)
     fars=(1e-2, 1e-3), # false acceptance rates
 )->dict: # TAR, each under its FAR as text
     "TAR at the largest FAR that does not exceed the target. CemiFaceError as for roc."
-    far, tar, _ = roc(sim, same)
-    return {f'{target:g}': float(tar[np.searchsorted(far, target, 'right')-1]) for target in fars}
+    sim, same = np.asarray(sim), _checked_same(same)
+    different = np.append(np.sort(sim[~same])[::-1], -np.inf)  # falling; the curve would need more memory
+    rates = np.arange(1, len(different))/(len(different)-1)    # FAR when so many of them are accepted
+    bars = different[np.searchsorted(rates, fars, 'right')]    # the next one is not accepted
+    return {f'{far:g}': float((sim[same] > bar).mean()) for far, bar in zip(fars, bars)}
 
 # %% ../../nbs/50_recognition.verification.ipynb #c5675abb
 def plot_roc(
