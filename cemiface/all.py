@@ -36,7 +36,7 @@ from .experiment.bench import bench, bench_table
 from .experiment.planning import dry_run
 from .experiment.study import run_studies, studies_table
 from .experiment.beyond import choose_studies, suggest_m
-from .experiment.study import STUDIES
+from .experiment.beyond import STUDIES
 from .explore import explore
 
 # %% ../nbs/83_all.ipynb #c005

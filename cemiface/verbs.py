@@ -164,6 +164,7 @@ def chosen_pictures(a, pipe, pictures, limit):
 def do_generate(a):
     "A labelled set"
     from cemiface.core import sweep
+    from cemiface.data.formats import inquiries_beside
     from cemiface.generator.sampling import SetRequest
     from cemiface.runtime import processes
     from cemiface.sets.dataset import make_screened_set, open_set, write_set
@@ -173,7 +174,7 @@ def do_generate(a):
     m, screen, out = pipe.resolve(asked).m, open_screen(a), Path(a.out)
     pictures = candidate_pictures(a, pipe, sampling)
     chosen = chosen_pictures(a, pipe, pictures, None if screen else a.identities)
-    inquiries_at = out.with_name(f'{out.name}.inquiries')
+    inquiries_at = inquiries_beside(out)
     sweep(inquiries_at.parent, deep=False)                     # what a killed run left
     images = a.identities*a.per_identity
     facts = dict(out=str(a.out), inquiries=str(inquiries_at), identities=a.identities, images=images, m=m,
@@ -256,12 +257,13 @@ def do_analyse(a):
     "What a set is"
     from cemiface.analysis.leakage import leakage_beside_nonmembers, leakage_words, PROMISE
     from cemiface.analysis.similarity import analyse
-    from cemiface.data.formats import inquiries_beside
+    from cemiface.data.formats import find_inquiries
     from cemiface.encoders.pretrained import load_encoder
     judge, device = load_encoder(a.judge), device_of(a)
     size = max(judge.config.height, judge.config.width)
     faces, photos = open_faces(a.faces, size), open_faces(a.against, size)
-    inquiries = open_faces(a.inquiries or inquiries_beside(a.faces), size)
+    found_at = find_inquiries(a.faces)
+    inquiries = open_faces(a.inquiries or (found_at if found_at.is_dir() else None), size)
     known = photos is not None and photos.identities > 1
     found = analyse(faces, judge, inquiries, None if known else photos, device=device)
     if not known: return asdict(found), str(found)
@@ -309,7 +311,7 @@ def lab_of(a):
 def do_study(a):
     "Tables and figures"
     from cemiface.experiment.beyond import choose_studies
-    from cemiface.experiment.study import STUDIES
+    from cemiface.experiment.beyond import STUDIES
     from cemiface.experiment.study import run_studies, studies_table
     if a.list:
         found = [dict(name=s.name, where=s.where, claim=s.claim) for s in STUDIES.values()]

@@ -28,7 +28,7 @@ os.environ.pop('CEMIFACE_QUIET', None)
 # Recipe values
 
 # A run with every stage and figure, of a few seconds: its numbers mean nothing
-tiny = dict(toy=dict(identities=20, per_identity=6, candidates=30, test_identities=40, test_pairs=200), encoder=dict(epochs=3, batch=32),
+tiny = dict(toy=dict(identities=20, per_identity=6, candidates=30, test_identities=40, test_pairs=200), identity_encoder=dict(epochs=3, batch=32),
     training=dict(epochs=1, batch=16, checkpoint_minutes=0), inquiries=dict(identities=6, threshold=.99),
     sampling=dict(steps=2, batch=6), generation=dict(per_identity=3, copies=1), recogniser=dict(epochs=1, batch=16), study=dict(scalar=[1, 0], sphere=[.9, .5]))
 
@@ -153,7 +153,7 @@ def finished(tmp_path_factory):
     "A finished run of toy faces, which serves many tests: nobody writes into it"
     folder = tmp_path_factory.mktemp('finished')
     r = shell('run', '-r', 'toy', *sets(), '--json', '--out', 'run', cwd=folder)
-    places = {k: folder/'run'/k for k in ('encoder', 'judge', 'generator', 'inquiries')}
+    places = {k: folder/'run'/k for k in ('judge', 'generator', 'inquiries')} | dict(encoder=folder/'run'/'identity_encoder')
     return SimpleNamespace(path=folder/'run', faces=folder/'run'/'sets'/'scalar_+1.00', **places, **vars(r))      # 6 people, 3 faces each
 
 @pytest.fixture(scope='session')

@@ -50,7 +50,7 @@ def test_run_of_photos(cemiface, finished, dev, tmp_path):
     assert r.code==0 and 'accuracy' in r.out.splitlines()[0] and r.out.rstrip().endswith('report: run/report.html') and r.err=='', r
 
 def test_demo(cemiface, tmp_path):
-    short = {k: v for k, v in tiny.items() if k not in ('encoder', 'training')}
+    short = {k: v for k, v in tiny.items() if k not in ('identity_encoder', 'training')}
     args = ['demo', '--out', 'demo', '--seeds', 2, *sets(short)]
     r = cemiface(*args, '--json')
     assert r.code==0 and 'Traceback' not in r.err, r.err
@@ -94,7 +94,7 @@ def test_generate(cemiface, finished, tmp_path, control, m, ext):
     assert contents(tmp_path)==before
 
 def test_generate_from_nothing(cemiface, finished, tmp_path):
-    args = [*GENERATE, '--generator', finished.generator, '--inquiries', 'synthetic', '--out']
+    args = [*GENERATE, '--generator', finished.generator, '--inquiries', 'synthetic', '--m', 0, '--out']
     assert cemiface(*args, 'one').code==cemiface(*args, 'two').code==0
     for o in ('', '.inquiries'): assert pictures(tmp_path/f'one{o}')==pictures(tmp_path/f'two{o}')
     assert len(pictures(tmp_path/'one'))==9
@@ -108,7 +108,7 @@ def test_train_generator(cemiface, finished, tmp_path):
     assert cemiface(*args).code==0
     refused(cemiface(*args, '-s', 'training.lr=0.1'), 'new/generator holds another run')
     assert contents(tmp_path/'new')==before
-    r = cemiface(*GENERATE, '--generator', 'new/generator', '--inquiries', finished.inquiries, '--out', 'set')
+    r = cemiface(*GENERATE, '--generator', 'new/generator', '--inquiries', finished.inquiries, '--m', 0, '--out', 'set')
     assert r.code==0, r.err
 
 def test_train_recogniser_and_verify(cemiface, finished, dev, tmp_path):

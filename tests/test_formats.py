@@ -213,7 +213,7 @@ def offline(folder, calls):
 
 def test_no_connection_is_made(cemiface, finished, dev, tmp_path):
     copy = shutil.copytree(finished.generator, tmp_path/'generator')
-    tiny = ['--identities', 2, '--per-identity', 1, '--steps', 1, '--threshold', .9999]
+    tiny = ['--m', 0, '--identities', 2, '--per-identity', 1, '--steps', 1, '--threshold', .9999]
     in_process(offline, tmp_path, [['pack', '--from', finished.faces, '--to', 'x.rec'], ['unpack', '--from', 'x.rec', '--to', 'back'],
         ['verify', '--encoder', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images'],
         ['analyse', '--faces', 'x.rec', '--judge', finished.judge], ['train-recogniser', '--faces', 'x.rec', '-r', 'toy', *sets(), '--out', 'net'],

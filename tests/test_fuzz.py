@@ -151,7 +151,7 @@ def fuzz_recipe(d):
 
 def fuzz_safetensors(d):
     from cemiface.encoders.pretrained import load_encoder
-    shutil.copytree(root/'cemiface'/'assets'/'toy'/'encoder', d/'net')
+    shutil.copytree(root/'cemiface'/'assets'/'toy'/'identity_encoder', d/'net')
     file = d/'net'/'diffusion_pytorch_model.safetensors'
     weights, config = file.read_bytes(), (d/'net'/'config.json').read_bytes()
     head = 8+struct.unpack('<Q', weights[:8])[0]

@@ -33,7 +33,7 @@ def test_examples_run(cemiface, finished, dev, tmp_path):
     assert cemiface('pack', '--from', dev/'images', '--to', 'lfw.bin', '--pairs', dev/'pairs.txt').code==0
     for name in ('cfp_fp', 'agedb_30', 'calfw', 'cplfw'): shutil.copy(tmp_path/'lfw.bin', tmp_path/f'{name}.bin')
     small = {'verify': ['--folds', '2'], 'unpack': ['--to', 'again'], 'train-recogniser': [*sets(), '--out', 'trained'],
-             'generate': ['--identities', '3', '--threshold', '1', '--steps', '2', '--batch', '4', '--out', 'drawn']}
+             'generate': ['--generator', 'G', '--identities', '3', '--threshold', '1', '--steps', '2', '--batch', '4', '--out', 'drawn']}
     for verb in ('recipes', 'doctor', 'completion', 'pack', 'unpack', 'analyse', 'verify', 'generate', 'train-recogniser'):
         args = shlex.split(example[verb])
         r = cemiface(*args, *small.get(verb, []))
@@ -41,7 +41,7 @@ def test_examples_run(cemiface, finished, dev, tmp_path):
         assert '--json' not in args or json.loads(r.out)
 
 def test_bars_on_a_terminal_unless_quiet(finished, tmp_path):
-    args = ['generate', '--generator', finished.generator, '--inquiries', finished.inquiries, '--identities', 3, '--per-identity', 2, '--steps', 2,
+    args = ['generate', '--generator', finished.generator, '--inquiries', finished.inquiries, '--m', 0, '--identities', 3, '--per-identity', 2, '--steps', 2,
             '--batch', 4, '--threshold', 1]
     seen = {}
     for name, more in dict(loud=[], quiet=['--quiet']).items():

@@ -28,7 +28,7 @@ def calls(finished, dev):
         o = {**good, **swap}
         train, made = ['--faces', o['photos'], '-r', 'toy', *sets(), '--out', o['out']], ['--identities', 2, '--per-identity', 1, '--steps', 1]
         return dict(train_recogniser=['train-recogniser', *train], train_generator=['train-generator', '--identity-encoder', o['net'], *train],
-            generate=['generate', '--generator', o['generator'], '--inquiries', o['photos'], *made, '--threshold', .9999, '--out', o['out']],
+            generate=['generate', '--generator', o['generator'], '--inquiries', o['photos'], *made, '--m', 0, '--threshold', .9999, '--out', o['out']],
             verify=['verify', '--encoder', o['net'], '--pairs', o['pairs'], '--images', o['images']],
             analyse=['analyse', '--faces', o['photos'], '--judge', o['net']], toy=['run', '-r', 'toy', *sets(), '--out', o['out']],
             against=['analyse', '--faces', finished.faces, '--judge', o['net'], '--against', o['photos']],
@@ -177,7 +177,7 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, calls, tmp_path, verb,
 # Recipes and arguments
 
 @pytest.mark.parametrize('values, words', [
-    ('generation.setps=3', 'unknown key "generation.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
+    ('sampling.setps=3', 'unknown key "sampling.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
     ('generate.steps=3', 'unknown key "generate'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value'),
     ('sampling.steps="many"', 'sampling.steps whole number'), ('sampling.steps=2.5', 'sampling.steps whole number'),
     ('study.scalar=1', 'study.scalar list'), ('toy=3', 'toy table'), ('training.precision=bf32', 'training.precision "bf16"'),

@@ -7,7 +7,7 @@ from conftest import as_json, contents, refused, root, sets, tiny
 from PIL import Image
 
 places = np.array([(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])      # of an aligned face of 112 pixels
-samples, encoder = root/'data'/'samples', root/'cemiface'/'assets'/'toy'/'encoder'
+samples, encoder = root/'data'/'samples', root/'cemiface'/'assets'/'toy'/'identity_encoder'
 nets = '''from torch import nn
 import torch
 def build():
@@ -70,7 +70,7 @@ def test_own_network(cemiface, photos, tmp_path):
     refused(cemiface('verify', '--encoder', 'nets:absent', '--ijb', 'ijb'), 'nets', 'absent')
     r = cemiface('train-generator', '--faces', samples, '-r', 'toy', *sets({k: tiny[k] for k in ('training',)}), '--identity-encoder', 'nets:build', '--out', 'G')
     assert r.code==0, r.err
-    draw = ['generate', '--generator', 'G', '--inquiries', samples, '--identities', 2, '--per-identity', 1, '--steps', 2, '--threshold', 1, '--out', 'set']
+    draw = ['generate', '--generator', 'G', '--inquiries', samples, '--m', 0, '--identities', 2, '--per-identity', 1, '--steps', 2, '--threshold', 1, '--out', 'set']
     refused(cemiface(*draw), 'nets:build', 'CEMIFACE_NETWORKS')          # a folder may not choose what code is run
     r = cemiface(*draw, env=dict(CEMIFACE_NETWORKS='nets:build'))
     assert r.code==0 and len(list((tmp_path/'set').glob('*/*.png')))==2, r.err

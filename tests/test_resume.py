@@ -14,7 +14,7 @@ run = ['run', '-r', 'toy', *sets(), '--json', '--out', 'run', '--device', 'cpu']
 # Where the run is killed, in the order in which it comes by: just before a file or folder is renamed into place, when its
 # temporary one lies beside it, or before one is opened. `stage` is what the next start has to begin with
 MOMENTS = [
-    ('encoder', 'os.rename', r'/encoder\.state$', 3),
+    ('identity_encoder', 'os.rename', r'/identity_encoder\.state$', 3),
     ('judge', 'os.rename', '/judge$', 1),
     ('generator', 'os.rename', r'/checkpoint\.pt$', 4),
     ('generator', 'open', r'generator/.*condition/config\.json', 1),
@@ -44,7 +44,7 @@ def alike(run, whole):
     assert without_times(json.loads(one['results.json']))==without_times(json.loads(other['results.json']))
 
 def test_killed_in_every_stage(cemiface, tmp_path, finished):
-    begins = 'encoder'
+    begins = 'identity_encoder'
     for stage, event, pattern, nth in MOMENTS:
         r = cemiface(*run, stop=dict(event=event, pattern=pattern, nth=nth))
         assert r.code==-signal.SIGKILL and 'Traceback' not in r.err, (pattern, r)
@@ -60,7 +60,7 @@ def test_killed_in_every_stage(cemiface, tmp_path, finished):
 
 def test_generate_killed(cemiface, finished, tmp_path):
     args = ['generate', '--generator', finished.generator, '--inquiries', 'synthetic', '--identities', 4, '--per-identity', 2,
-        '--steps', 2, '--batch', 3, '--threshold', .9999, '--out']
+        '--steps', 2, '--batch', 3, '--threshold', .9999, '--m', 0, '--out']
     assert cemiface(*args, 'whole').code==0
     for place in (r'/run\.json', r'\.inquiries', r'/000002/000\.png', r'/manifest\.jsonl', r'/stages/faces\.json'):
         assert cemiface(*args, 'set', stop=dict(event='os.rename', pattern=rf'\bset{place}$')).code==-signal.SIGKILL, place

@@ -4,7 +4,7 @@ import json
 
 from conftest import as_json, refused, sets, tiny
 
-small = {k: v for k, v in tiny.items() if k not in ('encoder', 'training')} | dict(study=dict(scalar=[1, 0], sphere=[.9, .5], tune_epochs=.2))
+small = {k: v for k, v in tiny.items() if k not in ('identity_encoder', 'training')} | dict(study=dict(scalar=[1, 0], sphere=[.9, .5], tune_epochs=.2))
 
 def test_all(cemiface, tmp_path):
     args = ['study', '--all', '-r', 'toy', *sets(small), '--out', 'lab']

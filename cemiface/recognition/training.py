@@ -421,7 +421,7 @@ def restore_learner(
         raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
     check_version(state, path)
     if state.get('key') != key:
-        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another --out')
+        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another folder')
     learn.model.load_state_dict(state['model'])
     learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
@@ -434,7 +434,7 @@ def _is_finished(out, key):
     facts = out/'training.json'
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
     if facts.exists() and read_json(facts, 'recogniser').get('fingerprint') == key: return True
-    raise CemiFaceError(f'{out} holds another run; choose another --out')
+    raise CemiFaceError(f'{out} holds another run; choose another folder')
 
 def train_recogniser(
     faces:FaceSet, # labelled set

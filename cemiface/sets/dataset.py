@@ -23,7 +23,7 @@ from ..core import (
     atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file,
     stable_seed, write_json)
 from ..runtime import processes, workers
-from ..data.formats import manifest_line, scan_manifest
+from ..data.formats import inquiries_beside, manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
 from ..encoders.pretrained import embed, FaceEncoder
 from ..generator.condition import m_of
@@ -302,7 +302,7 @@ def make_set(
         return FaceSet(np.concatenate(faces), [identity for identity, _ in who], files=files)
     out = Path(out)
     if inquiries.files is None:
-        inquiries = write_inquiries(inquiries.images, out.with_name(f'{out.name}.inquiries'))
+        inquiries = write_inquiries(inquiries.images, inquiries_beside(out))
     return read_set(out, write_set(pipe, inquiries, request, out, image_format), pipe.size)
 
 # %% ../../nbs/41_sets.dataset.ipynb #c045
@@ -402,8 +402,7 @@ def make_screened_set(
 )->list[dict]: # who was dropped: identity, what (`inquiry` or `face`), file, cosine, nearest
     "A set in which nobody is nearer to a training photo than allowed; raises CemiFaceError where the candidates run out"
     out, ranks, count = Path(out), processes(pipe.device.type == 'cpu'), request.per_identity
-    inquiries_at, record, safe, gone = out.with_name(f'{out.name}.inquiries'), screening_record(out,
-        screen), set(), {}
+    inquiries_at, record, safe, gone = inquiries_beside(out), screening_record(out, screen), set(), {}
     if identities > record['identities']:
         for i, (cosine, photo) in enumerate(zip(*screen(candidates))):
             file = f'{i:06d}/000.png'
