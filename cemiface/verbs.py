@@ -248,9 +248,9 @@ def do_verify(a):
     table = verification_table(results)
     lines = [verification_text(r) for r in table['results']]
     if not a.pairs: return table, '\n'.join(lines)
-    columns = {r['name']: r['accuracy'] for r in table['results']
-        if r['folds']} | dict(average=table['average'])
-    numbers = text_table(list(columns), [[f'{100*v:.2f}' for v in columns.values()]], '>'*len(columns))
+    columns = [(r['name'], r['accuracy']) for r in table['results'] if r['folds']]
+    names, accuracies = zip(*columns, ('average', table['average']))
+    numbers = text_table(names, [[f'{100*v:.2f}' for v in accuracies]], '>'*len(names))
     return table, '\n'.join([*lines, '', *numbers])
 
 def do_analyse(a):
