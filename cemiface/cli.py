@@ -66,7 +66,7 @@ OPTIONS = dict(
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
-    similarity_guidance=dict(type=at_least(float, 0), help='of scalar control: above 1, away from m = 1 (1, '
+    similarity_guidance=dict(type=at_least(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
                                                            'or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
     eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),

@@ -49,7 +49,9 @@ def test_copies_of_the_inquiries(cemiface, finished, tmp_path):
 def test_packed_faces_serve_every_verb(cemiface, finished, dev, tmp_path):
     "A .rec, tars and the folder that they were packed from give the same numbers"
     for to in ('x/train.rec', 'x-%03d.tar'): assert cemiface('pack', '--from', finished.faces, '--to', to).code==0
-    def analysed(faces): return as_json(cemiface('analyse', '--faces', faces, '--judge', finished.judge, '--against', faces, '--json').out)
+    def analysed(faces):
+        args = ['--faces', faces, '--judge', finished.judge, '--against', faces, '--inquiries', finished.inquiries, '--json']
+        return as_json(cemiface('analyse', *args).out)
     folder = analysed(finished.faces)
     assert analysed('x/train.rec')==folder and analysed('x')==folder and analysed('x-{000..000}.tar')==folder
     def trained(faces, out):

@@ -144,7 +144,7 @@ def test_generators(mistake, cemiface, calls, finished, tmp_path):
     shutil.rmtree(copy('lacks')/'condition'); wrong('lacks')
     edit(copy('other')/'unet'/'config.json', block_out_channels=[32, 96]); wrong('other')
     assert cemiface(*calls(out='narrow')['train_recogniser'], '-s', 'recogniser.dim=32').code==0
-    shutil.rmtree(copy('mixed')/'recogniser'); shutil.copytree(tmp_path/'narrow', tmp_path/'mixed'/'recogniser'); wrong('mixed', '32', '128')
+    shutil.rmtree(copy('mixed')/'identity_encoder'); shutil.copytree(tmp_path/'narrow', tmp_path/'mixed'/'identity_encoder'); wrong('mixed', '32', '128')
 
 # Files of a later version
 
@@ -178,7 +178,7 @@ def test_newer_and_damaged_checkpoints(mistake, cemiface, calls, tmp_path, verb,
 
 @pytest.mark.parametrize('values, words', [
     ('sampling.setps=3', 'unknown key "sampling.setps" did "sampling.steps"?'), ('steps=3', 'unknown key "steps"'),
-    ('generate.steps=3', 'unknown key "generate'), ('training.epochs', 'stage.key=value'), ('=3', 'stage.key=value'),
+    ('generate.steps=3', 'unknown key "generate'), ('training.epochs', 'section.key=value'), ('=3', 'section.key=value'),
     ('sampling.steps="many"', 'sampling.steps whole number'), ('sampling.steps=2.5', 'sampling.steps whole number'),
     ('study.scalar=1', 'study.scalar list'), ('toy=3', 'toy table'), ('training.precision=bf32', 'training.precision "bf16"'),
     ('study.scalar=[0,2]', 'study.scalar [-1, 1]'), ('study.sphere=[-1.01]', 'study.sphere [-1, 1]'),
