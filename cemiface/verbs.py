@@ -67,16 +67,16 @@ def recipe_and_faces(
 # %% ../nbs/81_verbs.ipynb #c009
 def do_run(a):
     "All stages of a recipe"
-    from cemiface.experiment.run import run
     recipe, inputs = load_recipe(a.recipe, overrides(a)), inputs_of(a)
     if a.dry_run: return plan_run(a, recipe, inputs)
+    from cemiface.experiment.run import run                    # a mistyped key is refused before torch is loaded
     out = a.out or Path('runs')/recipe.name
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
 
 def plan_run(a, recipe, inputs):
     "The resolved recipe; with photos, also what its run takes, after a trial of every stage"
-    from cemiface.experiment.planning import dry_run, plan_table
     if not a.faces: return recipe, to_toml(recipe).rstrip()
+    from cemiface.experiment.planning import dry_run, plan_table
     plan = dry_run(recipe, inputs, a.rates and read_json(a.rates, 'table of rates'), on_cpu(a), a.processes)
     return plan, plan_table(plan)
 

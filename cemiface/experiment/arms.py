@@ -4,39 +4,38 @@
 
 # %% auto #0
 __all__ = ['REAL', 'COPIES', 'TUNINGS', 'MAKERS', 'Arm', 'requested', 'Tuning', 'tuning_recipe', 'Lab', 'open_lab', 'pipeline_of',
-           'low_quality', 'inquiries_of', 'photo_groups', 'faces_of', 'inquiries_of_arm', 'training_set',
-           'recogniser_similarities', 'read_history', 'training_history', 'judge_embeddings', 'inquiry_embeddings',
-           'generator_numbers', 'verified_pairs', 'correct_pairs', 'measure_arm', 'measure_arms', 'compare_arms',
-           'calibration_of', 'similarities_achieved']
+           'low_quality', 'inquiries_of', 'photo_groups', 'make_faces', 'faces_of', 'inquiries_of_arm', 'training_set',
+           'recogniser_similarities', 'training_history', 'judge_embeddings', 'inquiry_embeddings', 'generator_numbers',
+           'correct_pairs', 'measure_arms', 'calibration_of', 'similarities_achieved']
 
-# %% ../../nbs/74_experiment.arms.ipynb #c179de51
+# %% ../../nbs/74_experiment.arms.ipynb #cb294bc4
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import partial, wraps
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, fingerprint, read_json
-from ..recipe import changed, CosFaceConfig, from_dict, Inputs, Recipe, volume_counts
-from ..data.faces import FaceSet, to_float, to_uint8
+from ..recipe import changed, from_dict, Inputs, Recipe, volume_counts
+from ..data.faces import FaceSet, PairSet, to_float, to_uint8
 from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set, FaceEncoder
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
-from ..generator.calibration import achieved, calibrate, Calibration
+from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
 from ..sets.inquiries import choose_inquiries, draw_unconditional, write_inquiries
 from ..sets.dataset import make_set
-from ..recognition.verification import fold_accuracy, paired_difference, score_pairs
+from ..recognition.verification import fold_accuracy, score_pairs
 from ..recognition.training import augment, train_recogniser
-from ..analysis.similarity import (
-    analyse, identity_centres, label_margins, label_noise, set_embeddings, similarity_groups, within_covariance)
-from .run import (
-    Context, Encoders, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people,
-    open_run, People, real_photos, stage)
+from cemiface.analysis.similarity import (
+    analyse, identity_centres, label_margins, label_noise, set_embeddings, similarity_groups,
+    within_covariance)
+from cemiface.experiment.run import (
+    Context, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people, open_run,
+    real_photos, stage)
 from .bench import SAMPLERS
 
 # %% ../../nbs/74_experiment.arms.ipynb #cd9679ee
@@ -59,9 +58,19 @@ class Arm:
     watch:bool = False               # are they verified after every epoch?
 
     @property
+    def alone(self):
+        "The same set without the arm's name and recognisers"
+        return replace(self, name='', recogniser=(), train=True, watch=False)
+
+    @property
     def key(self)->str:
-        "Fingerprint of what decides the set: neither the arm's name nor its recognisers"
-        return fingerprint(asdict(replace(self, name='', recogniser=(), train=True, watch=False)))
+        "Fingerprint of what decides the set"
+        return fingerprint(asdict(self.alone))
+
+    @property
+    def drawn(self)->bool:
+        "Does the set depend on a generator? Real photos do not"
+        return self.kind in ('generated', 'direct')
 
 # %% ../../nbs/74_experiment.arms.ipynb #c52ddb3e
 def requested(
@@ -111,32 +120,26 @@ def tuning_recipe(
     start = replace(recipe, training=further, loss=replace(loss, lam=lam, lam_late=None))
     return changed(start, TUNINGS[tuning].changes)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cff5c5db
-@dataclass(frozen=True, eq=False)
-class Lab:
+# %% ../../nbs/74_experiment.arms.ipynb #cd8f5024
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lab(Context):
     "What all studies of one recipe share"
-    context:Context              # recipe, inputs, folder, device
-    people:People                # training faces, verification pairs
-    encoders:Encoders            # identity encoder, judge, name of the judge
+    train:FaceSet                # training faces of the generator
+    pairs:PairSet                # verification pairs
+    native_pairs:PairSet         # the same at the size of their files
+    identity:FaceEncoder         # E_id
+    judge:FaceEncoder            # measures the sets
+    judge_name:str               # as tables show it
     pipeline:CemiFacePipeline    # the recipe's own generator
     inquiries:FaceSet            # the recipe's own, one face per identity
-    seeds:int = 1                # recognisers trained on each set
-    generator_seeds:int = 1      # generators
+    seeds:int                    # recognisers trained on each set
+    generator_seeds:int          # generators
     memory:dict = field(default_factory=dict) # of `remembered`
-
-    @property
-    def recipe(self)->Recipe: return self.context.recipe
-    @property
-    def out(self)->Path: return self.context.out
-    @property
-    def cache(self)->Path: return self.out/'cache'
-    @property
-    def device(self)->str: return self.context.device
 
 # %% ../../nbs/74_experiment.arms.ipynb #c1388f68
 def open_lab(
     recipe:Recipe, # sizes, and everything that arms do not change
-    out:str|Path, # folder, which `cemiface run` may share
+    out, # folder, which `cemiface run` may share
     inputs:Inputs|None=None, # the user's files; none for toy faces
     seeds:int=1, # recognisers trained on each set
     generator_seeds:int=1, # generators
@@ -148,72 +151,68 @@ def open_lab(
     encoders = load_encoders(context, people.train)
     pipeline = load_or_train_generator(context, people.train, encoders.identity)
     inquiries = load_or_choose_inquiries(context, pipeline, people.train)
-    return Lab(context, people, encoders, pipeline, inquiries, seeds, generator_seeds)
+    return Lab(
+        **vars(context), **vars(people), **vars(encoders), pipeline=pipeline, inquiries=inquiries, seeds=seeds,
+        generator_seeds=generator_seeds)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c5c18c04
+# %% ../../nbs/74_experiment.arms.ipynb #c83d128d
 def remembered(
-    lab:Lab, # whose memory
-    key:tuple, # what was made, of which kind first
-    make:Callable, # called with `args` the first time
-    *args,
-    most:int|None=None, # so many of this kind are kept at a time; by default all
-):
-    "What is costly to read again"
-    memory = lab.memory.setdefault(key[0], {})
-    if key not in memory:
-        if len(memory) == most: del memory[next(iter(memory))]
-        memory[key] = make(*args)
-    return memory[key]
+    make, # function of a lab and further arguments
+    most=None, # so many results are kept at a time; by default all
+): # the same function, which reads the lab's memory first
+    "Keep in a lab's memory what a function makes"
+    @wraps(make)
+    def recall(lab, *args):
+        kept = lab.memory.setdefault(make.__name__, {})
+        if args not in kept:
+            if len(kept) == most: del kept[next(iter(kept))]
+            kept[args] = make(lab, *args)
+        return kept[args]
+    return recall
 
-# %% ../../nbs/74_experiment.arms.ipynb #cdaa026f
-def file_name(text:str)->str: # of lower-case letters, digits, points, plus and minus signs
+# %% ../../nbs/74_experiment.arms.ipynb #cfebd1ae
+def file_name(text)->str: # of lower-case letters, digits, points, plus and minus signs; text: anything
     "A name for a file or folder"
     return re.sub('[^a-z0-9.+]+', '-', text.lower()).strip('-')
 
-def arm_name(arm:Arm, *numbers:int|str)->str: # numbers of the generator and the recogniser
+def arm_name(arm:Arm, *numbers)->str: # numbers: of the generator and the recogniser
     "The name of an arm's files, whatever a study calls it"
     one_m = arm.kind == 'generated' and isinstance(arm.m, float)
     what = f'{arm.control} {arm.m:+.2f}' if one_m else arm.kind
     return '-'.join([file_name(what), arm.key[:8], *map(str, numbers)])
 
-# %% ../../nbs/74_experiment.arms.ipynb #c4934811
+# %% ../../nbs/74_experiment.arms.ipynb #c76f9d1c
 def encoder_with_head(
     lab:Lab,
-    head:str, # margin loss, one of HEADS, or '' for the recipe's own identity encoder
+    head, # margin loss, one of HEADS, or '' for the recipe's own identity encoder
 )->FaceEncoder:
     "An identity encoder trained with another margin loss; raises CemiFaceError for other than toy faces"
     recipe = lab.recipe
-    if not head: return lab.encoders.identity
+    if not head: return lab.identity
     if recipe.faces.source != 'toy':
         raise CemiFaceError('another E_id is trained on toy faces only; with a folder of photos, '
                             'run the recipe once with each --identity-encoder')
-    config = replace(recipe.identity_encoder, head=head)
-    home = lab.out/f'encoder-{head}'
-    return train_recogniser(lab.people.train, config, home, seed=recipe.seed+1, device=lab.device)
+    config, home = replace(recipe.identity_encoder, head=head), lab.out/f'encoder-{head}'
+    return train_recogniser(lab.train, config, home, seed=recipe.seed+1, device=lab.device)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c07aec4c
+# %% ../../nbs/74_experiment.arms.ipynb #cea593d3
+@remembered
 def pipeline_of(
     lab:Lab,
-    tuning:str='', # a key of TUNINGS, or '' for generators that are trained from scratch
-    number:int=0, # of the generator
+    tuning:str, # a key of TUNINGS, or '' for generators that are trained from scratch
+    number:int, # of the generator
 )->CemiFacePipeline: # on the lab's device
     "A generator, trained when it is first needed"
     if not tuning and not number: return lab.pipeline
-    return remembered(lab, ('pipeline', tuning, number), train_pipeline, lab, tuning, number)
-
-# %% ../../nbs/74_experiment.arms.ipynb #c439546d
-def train_pipeline(lab:Lab, tuning:str, number:int)->CemiFacePipeline:
-    "Train a generator, or read it where it was trained before"
-    recipe, faces, encoder, start = lab.recipe, lab.people.train, lab.encoders.identity, None
+    recipe, faces, encoder, start = lab.recipe, lab.train, lab.identity, None
     if tuning:
-        change = TUNINGS[tuning]
-        recipe = tuning_recipe(recipe, tuning)
-        if change.half: faces = faces.subset(range(len(faces)//2))
-        encoder = encoder_with_head(lab, change.head)
-        start = pipeline_of(lab, number=number)
-    out = lab.out/'generators'/f'{file_name(tuning) or "seed"}-{number}'
+        change, start = TUNINGS[tuning], pipeline_of(lab, '', number)
+        recipe, encoder = tuning_recipe(recipe, tuning), encoder_with_head(lab, change.head)
+        if change.half: faces = faces.subset(slice(len(faces)//2))
     parts = replace(recipe.parts, seed=recipe.seed+number)
-    return train_generator(faces, encoder, parts, out, lab.device == 'cpu', lab.cache, start=start).to(lab.device)
+    home = lab.out/'generators'/f'{file_name(tuning) or "seed"}-{number}'
+    pipe = train_generator(faces, encoder, parts, home, lab.device == 'cpu', lab.out/'cache', start=start)
+    return pipe.to(lab.device)
 
 # %% ../../nbs/74_experiment.arms.ipynb #cac5feff
 def low_quality(
@@ -226,21 +225,20 @@ def low_quality(
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     return to_uint8((F.interpolate(small, (size, size), mode='bilinear')+.08*noise).clamp(-1, 1)).numpy()
 
-# %% ../../nbs/74_experiment.arms.ipynb #c07083d0
+# %% ../../nbs/74_experiment.arms.ipynb #cab3176b
 def other_candidates(
     lab:Lab,
-    kind:str, # other or synthetic
-    number:int, # of the generator
+    kind, # other or synthetic
+    number, # of the generator
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which other inquiries are chosen"
-    recipe, toy, train = lab.recipe, lab.recipe.toy, lab.people.train
-    of_toys = recipe.faces.source == 'toy'
+    recipe, toy = lab.recipe, lab.recipe.toy
+    n = toy.candidates if recipe.faces.source == 'toy' else 0
     if kind == 'synthetic':
-        n = max(toy.candidates if of_toys else 0, 8*recipe.inquiries.identities)
-        return draw_unconditional(pipeline_of(lab, number=number), n, recipe.seed, recipe.sampling)
-    first = FIRST_PERSON['candidates']+toy.candidates
-    if of_toys: return toy_faces(toy.candidates, 1, recipe.faces.size, toy.seed, first).images
-    return train.images[np.random.default_rng(recipe.seed+1).permutation(len(train))]
+        n = max(n, 8*recipe.inquiries.identities)
+        return draw_unconditional(pipeline_of(lab, '', number), n, recipe.seed, recipe.sampling)
+    if n: return toy_faces(n, 1, recipe.faces.size, toy.seed, FIRST_PERSON['candidates']+n).images
+    return lab.train.images[np.random.default_rng(recipe.seed+1).permutation(len(lab.train))]
 
 def augmented_inquiries(lab:Lab)->np.ndarray: # uint8 (identities*per_identity,3,h,w)
     "One version of an inquiry for every face that is drawn of it"
@@ -250,30 +248,31 @@ def augmented_inquiries(lab:Lab)->np.ndarray: # uint8 (identities*per_identity,3
     faces = to_float(lab.inquiries.images.repeat(recipe.generation.per_identity, 0))
     return to_uint8(augment(faces, config, torch.Generator().manual_seed(recipe.seed))).numpy()
 
-# %% ../../nbs/74_experiment.arms.ipynb #c1814865
-def make_inquiries(lab:Lab, kind:str, number:int)->FaceSet: # as `inquiries_of`
-    "Choose or alter faces, and keep them in files"
-    recipe = lab.recipe
-    home = lab.out/'-'.join(['inquiries', file_name(kind), *([str(number)] if kind == 'synthetic' else [])])
-    if kind == 'low quality': return write_inquiries(low_quality(lab.inquiries.images, recipe.seed), home)
-    if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)
-    if home.exists(): return FaceSet.from_folder(home, recipe.faces.size)
-    candidates, encoder = FaceSet(other_candidates(lab, kind, number)), lab.encoders.identity
-    chosen = choose_inquiries(candidates, encoder, len(lab.inquiries), recipe.inquiries.threshold)
-    return write_inquiries(chosen.images, home)
-
-# %% ../../nbs/74_experiment.arms.ipynb #c3f7cb35
+# %% ../../nbs/74_experiment.arms.ipynb #c74ca485
+@remembered
 def inquiries_of(
     lab:Lab,
-    kind:str='given', # given, other, synthetic, low quality or augmented
-    number:int=0, # of the generator
+    kind:str, # given, other, synthetic, low quality or augmented
+    number:int, # of the generator
 )->FaceSet: # one face per identity; of the augmented ones, as many as faces are drawn of it
     "Inquiries of one kind; raises CemiFaceError where fewer than two candidates are unlike each other"
-    if kind == 'given': return lab.inquiries
-    return remembered(lab, ('inquiries', kind, number), make_inquiries, lab, kind, number)
+    recipe, given = lab.recipe, lab.inquiries
+    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind == "synthetic" else ""}'
+    if kind == 'given': return given
+    if kind == 'low quality': return write_inquiries(low_quality(given.images, recipe.seed), home)
+    if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)
+    if home.exists(): return FaceSet.from_folder(home, recipe.faces.size)
+    candidates = FaceSet(other_candidates(lab, kind, number))
+    chosen = choose_inquiries(candidates, lab.identity, len(given), recipe.inquiries.threshold)
+    return write_inquiries(chosen.images, home)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cbbb8515
-def sampler_of(lab:Lab, arm:Arm, number:int)->CemiFacePipeline:
+# %% ../../nbs/74_experiment.arms.ipynb #c4116e68
+def request_of_arm(lab:Lab, arm:Arm, **more)->SetRequest: # more: fields of SetRequest
+    "What is asked of every face of an arm"
+    recipe = changed(lab.recipe, [f'sampling.{o}' for o in arm.sampling])
+    return replace(request_of(recipe, arm.m, arm.control), **more)
+
+def sampler_of(lab:Lab, arm:Arm, number)->CemiFacePipeline: # number: of the generator
     "The generator that draws an arm, with the arm's sampler"
     pipe = pipeline_of(lab, arm.tuning, number)
     if not arm.sampler: return pipe
@@ -281,98 +280,108 @@ def sampler_of(lab:Lab, arm:Arm, number:int)->CemiFacePipeline:
     trained = dict(pipe.config.trained)
     return CemiFacePipeline(pipe.unet, pipe.condition, scheduler, pipe.identity_encoder, trained)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cd0ece9a
+# %% ../../nbs/74_experiment.arms.ipynb #c7f6a291
 def train_embeddings(lab:Lab)->np.ndarray: # raw, (n,D)
     "The identity encoder's embeddings of the training faces, kept in the cache"
-    return embed_set(lab.encoders.identity, lab.people.train, lab.cache, lab.device)[0]
+    return embed_set(lab.identity, lab.train, lab.out/'cache', lab.device)[0]
 
 def counts_of(lab:Lab, arm:Arm)->np.ndarray: # (identities,)
     "How many faces each identity of an arm has, without copies of its inquiry"
     n = len(lab.inquiries)
     return volume_counts(arm.volume)[:n] if arm.volume else np.full(n, lab.recipe.generation.per_identity)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c3c3c83c
-def request_of_arm(lab:Lab, arm:Arm, **more)->SetRequest: # more: fields of SetRequest
-    "What is asked of every face of an arm"
-    recipe = changed(lab.recipe, [f'sampling.{o}' for o in arm.sampling])
-    return replace(request_of(recipe, arm.m, arm.control), **more)
-
-# %% ../../nbs/74_experiment.arms.ipynb #c90453f0
-def drawn_from_inquiries(lab:Lab, arm:Arm, number:int)->FaceSet: # label i belongs to inquiry i
+# %% ../../nbs/74_experiment.arms.ipynb #c086b775
+def drawn_from_inquiries(
+    lab:Lab,
+    arm:Arm,
+    number, # of the generator
+)->FaceSet: # label i belongs to inquiry i
     "Faces drawn from inquiry faces"
-    inquiries, train = inquiries_of(lab, arm.inquiries, number), lab.people.train
+    inquiries, generation = inquiries_of(lab, arm.inquiries, number), lab.recipe.generation
     counts = counts_of(lab, arm)[:len(inquiries)]
     if arm.inquiries == 'augmented': counts = np.ones(len(inquiries), int)
-    directions = within_covariance(train_embeddings(lab), train.labels) if arm.real_directions else None
+    directions = within_covariance(train_embeddings(lab), lab.train.labels) if arm.real_directions else None
     request = request_of_arm(
         lab, arm, seed=lab.recipe.seed+number, per_identity=tuple(counts.tolist()), directions=directions)
     faces = make_set(
         sampler_of(lab, arm, number), inquiries.subset(slice(len(counts))), request,
-        lab.out/'sets'/arm_name(arm, number), lab.recipe.generation.image_format)
+        lab.out/'sets'/arm_name(arm, number), generation.image_format)
     if arm.inquiries != 'augmented': return faces
-    return FaceSet(faces.images, faces.labels//lab.recipe.generation.per_identity, lab.inquiries.names)
+    return FaceSet(faces.images, faces.labels//generation.per_identity, lab.inquiries.names)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c2747ed2
+# %% ../../nbs/74_experiment.arms.ipynb #c3584bcf
 def direct_embeddings(
     lab:Lab,
-    kind:str, # centres (of the training identities) or random (directions)
+    kind, # centres (of the training identities) or random (directions)
 )->np.ndarray: # (identities,D), as long as the training embeddings are on average
     "Embeddings that belong to no single face; raises CemiFaceError for too few identities"
-    n, train, embeddings = len(lab.inquiries), lab.people.train, train_embeddings(lab)
+    n, people, embeddings = len(lab.inquiries), lab.train.identities, train_embeddings(lab)
     if kind == 'random':
         directions = unit(np.random.default_rng(lab.recipe.seed).normal(size=(n, embeddings.shape[1])))
-    elif train.identities < n:
-        raise CemiFaceError(f'{train.identities} identities have fewer centres than the {n} asked for; '
-                            'lower inquiries.identities')
-    else: directions = identity_centres(embeddings, train.labels)[:n]
+    elif people < n:
+        raise CemiFaceError(
+            f'{people} identities have fewer centres than the {n} asked for; lower inquiries.identities')
+    else: directions = identity_centres(embeddings, lab.train.labels)[:n]
     return (directions*np.linalg.norm(embeddings, axis=1).mean()).astype(np.float32)
 
-# %% ../../nbs/74_experiment.arms.ipynb #ca9fe9eb
-def drawn_from_embeddings(lab:Lab, arm:Arm, number:int)->FaceSet:
+# %% ../../nbs/74_experiment.arms.ipynb #cc9b327e
+def drawn_from_embeddings(
+    lab:Lab,
+    arm:Arm,
+    number, # of the generator
+)->FaceSet: # label i belongs to embedding i
     "Faces drawn from embeddings, kept in one .npy file"
-    path, k = lab.out/'sets'/f'{arm_name(arm, number)}.npy', lab.recipe.generation.per_identity
-    embeddings = direct_embeddings(lab, arm.inquiries)
+    path = lab.out/'sets'/f'{arm_name(arm, number)}.npy'
+    labels = np.arange(len(lab.inquiries)).repeat(lab.recipe.generation.per_identity)
     if not path.exists():
-        pipe, drawn = sampler_of(lab, arm, number), []
+        pipe, faces, embeddings = sampler_of(lab, arm, number), [], direct_embeddings(lab, arm.inquiries)
         request = pipe.resolve(request_of_arm(lab, arm))
-        fast, batch = for_sampling(pipe, request.sampling), request.sampling.batch
-        who = [(i, j) for i in range(len(embeddings)) for j in range(k)]
-        for start in range(0, len(who), batch):
-            part = who[start:start+batch]
-            drawn.append(draw_batch(fast, embeddings[[i for i, _ in part]], part, request)[0].numpy())
-        with atomic_path(path) as tmp: np.save(tmp, np.concatenate(drawn))
-    return FaceSet(np.load(path), np.repeat(np.arange(len(embeddings)), k), lab.inquiries.names)
+        fast, indices = for_sampling(pipe, request.sampling), np.arange(len(labels)) % request.per_identity
+        for start in range(0, len(labels), request.sampling.batch):
+            part = slice(start, start+request.sampling.batch)
+            who = list(zip(labels[part].tolist(), indices[part].tolist()))
+            faces.append(draw_batch(fast, embeddings[labels[part]], who, request)[0].numpy())
+        with atomic_path(path) as tmp: np.save(tmp, np.concatenate(faces))
+    return FaceSet(np.load(path), labels, lab.inquiries.names)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c7f9cf5a
-def photo_groups(lab:Lab)->tuple[np.ndarray, list[dict]]: # group of each training photo (n,); a row for each group
+# %% ../../nbs/74_experiment.arms.ipynb #c17f7a62
+def photo_groups(
+    lab:Lab,
+)->tuple: # group of each training photo (n,); a row for each group
     "Groups of training photos by similarity to the centre of their identity, every identity cut alike"
-    train = lab.people.train
-    embeddings = set_embeddings(lab.encoders.judge, train, lab.cache, lab.device)
-    groups = min(5, int(np.bincount(train.labels).max()))
-    return similarity_groups(embeddings, train.labels, groups, each=True)
+    embeddings = set_embeddings(lab.judge, lab.train, lab.out/'cache', lab.device)
+    groups = min(5, int(np.bincount(lab.train.labels).max()))
+    return similarity_groups(embeddings, lab.train.labels, groups, each=True)
 
-# %% ../../nbs/74_experiment.arms.ipynb #ccab09e6
-def photos_of_people(lab:Lab, arm:Arm, number:int)->FaceSet:
+# %% ../../nbs/74_experiment.arms.ipynb #c12595b7
+def photos_of_people(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
     "As many real photos as a generated set has with the copies of its inquiries"
     counts = counts_of(lab, arm)
-    photos = int(counts.max())+lab.recipe.generation.copies
-    return real_photos(lab.context, lab.people.train, len(counts), photos)
+    return real_photos(lab, lab.train, len(counts), int(counts.max())+lab.recipe.generation.copies)
 
-def photos_of_group(lab:Lab, arm:Arm, number:int)->FaceSet:
+def photos_of_group(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
     "Photos of one similarity group, at most as many as a generated set has with the copies of its inquiries"
-    counts, rows = counts_of(lab, arm), np.flatnonzero(photo_groups(lab)[0] == arm.group)
-    most = len(counts)*(int(counts.max())+lab.recipe.generation.copies)
-    return lab.people.train.subset(rows[:max(2, min(len(rows), most))])
+    generation, rows = lab.recipe.generation, np.flatnonzero(photo_groups(lab)[0] == arm.group)
+    return lab.train.subset(rows[:len(lab.inquiries)*(generation.per_identity+generation.copies)])
 
-def copies_of_inquiries(lab:Lab, arm:Arm, number:int)->FaceSet:
+def copies_of_inquiries(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
     "The inquiries alone, copied until they are as many as a generated set"
-    copies = lab.recipe.generation.per_identity+lab.recipe.generation.copies-1
-    return lab.inquiries.with_copies(lab.inquiries, copies)
+    generation = lab.recipe.generation
+    return lab.inquiries.with_copies(lab.inquiries, generation.per_identity+generation.copies-1)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cdf0e3ce
+# %% ../../nbs/74_experiment.arms.ipynb #c42d456c
 MAKERS = dict(
     generated=drawn_from_inquiries, direct=drawn_from_embeddings, real=photos_of_people,
     group=photos_of_group, inquiry_copies=copies_of_inquiries)      # kind of an arm -> what makes its faces
+
+@partial(remembered, most=4)
+def make_faces(
+    lab:Lab,
+    arm:Arm,
+    number:int, # of the generator
+)->FaceSet:
+    "Draw the faces of an arm, or read them"
+    return MAKERS[arm.kind](lab, arm, number)
 
 def faces_of(
     lab:Lab,
@@ -380,9 +389,9 @@ def faces_of(
     number:int=0, # of the generator
 )->FaceSet: # without the copies of inquiries that are added for training
     "The faces of an arm, made when they are first needed"
-    return remembered(lab, ('faces', arm.key, number), MAKERS[arm.kind], lab, arm, number, most=4)
+    return make_faces(lab, arm.alone, number)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c9c11a3e
+# %% ../../nbs/74_experiment.arms.ipynb #c8537617
 def inquiries_of_arm(
     lab:Lab,
     arm:Arm, # a generated one
@@ -390,7 +399,7 @@ def inquiries_of_arm(
 )->FaceSet: # one face per identity
     "The inquiries that belong to the identities of an arm"
     kind = 'given' if arm.inquiries == 'augmented' else arm.inquiries
-    return inquiries_of(lab, kind, number).subset(range(faces_of(lab, arm, number).identities))
+    return inquiries_of(lab, kind, number).subset(slice(faces_of(lab, arm, number).identities))
 
 def training_set(
     lab:Lab,
@@ -402,181 +411,166 @@ def training_set(
     if arm.kind != 'generated': return faces
     return faces.with_copies(inquiries_of_arm(lab, arm, number), lab.recipe.generation.copies)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c1bd38a6
-def decides_set(lab:Lab, arm:Arm, number:int)->tuple: # for `fingerprint`
-    "What decides the faces of an arm in the folder of one lab, which belongs to one recipe"
-    return lab.pipeline.fingerprint, arm.key, number
-
-def recogniser_config(lab:Lab, arm:Arm)->CosFaceConfig:
+# %% ../../nbs/74_experiment.arms.ipynb #c59d828e
+def recogniser_config(lab:Lab, arm:Arm): # CosFaceConfig
     "Section recogniser of an arm"
     return changed(lab.recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
 
 def recogniser_folder(
     lab:Lab,
     arm:Arm,
-    number:int=0, # of the generator
-    seed:int=0, # number of the recogniser
-)->Path:
-    "Where a recogniser is kept, with its history"
+    number, # of the generator
+    seed, # number of the recogniser
+): # Path
+    "Where a recogniser is kept"
     config = fingerprint(recogniser_config(lab, arm))[:6]
-    return lab.out/'recognisers'/arm_name(arm, config, number, seed, *(['watched'] if arm.watch else []))
+    name = arm_name(arm, config, number, seed, *(['watched'] if arm.watch else []))
+    return lab.out/'recognisers'/name
 
-# %% ../../nbs/74_experiment.arms.ipynb #ceee3cc3
-def train_and_compare(lab:Lab, arm:Arm, number:int, seed:int):
-    "Train a recogniser, and keep the cosines of the verification pairs"
-    home, pairs = recogniser_folder(lab, arm, number, seed), lab.people.pairs
-    net = train_recogniser(
-        training_set(lab, arm, number), recogniser_config(lab, arm), home, pairs if arm.watch else None,
+# %% ../../nbs/74_experiment.arms.ipynb #c85a8bdb
+def train_on_arm(
+    lab:Lab,
+    arm:Arm,
+    number, # of the generator
+    seed, # number of the recogniser
+)->dict: # similarities (pairs,); epochs, a row each
+    "Train a recogniser, and verify it"
+    home = recogniser_folder(lab, arm, number, seed)
+    recogniser = train_recogniser(
+        training_set(lab, arm, number), recogniser_config(lab, arm), home, lab.pairs if arm.watch else None,
         seed=lab.recipe.seed+seed, device=lab.device)
-    with atomic_path(home/'similarities.npy') as tmp: np.save(tmp, score_pairs(net, pairs, device=lab.device))
+    similarities = score_pairs(recogniser, lab.pairs, device=lab.device)
+    return dict(similarities=similarities, epochs=read_json(home/'training.json')['epochs'])
 
-# %% ../../nbs/74_experiment.arms.ipynb #c065de6d
+def recogniser_facts(
+    lab:Lab,
+    arm:Arm,
+    number, # of the generator
+    seed, # number of the recogniser
+)->dict: # as train_on_arm
+    "What is known of a recogniser, which is trained when it is first needed"
+    decides = lab.pipeline.fingerprint, arm.key, recogniser_config(lab, arm), number, seed, arm.watch
+    name = f'recogniser {recogniser_folder(lab, arm, number, seed).name}'
+    return stage(lab, name, decides, train_on_arm, lab, arm, number, seed)
+
+# %% ../../nbs/74_experiment.arms.ipynb #c95db2f2
 def recogniser_similarities(
     lab:Lab,
     arm:Arm,
     number:int=0, # of the generator
     seed:int=0, # number of the recogniser
 )->np.ndarray: # cosines, (pairs,)
-    "Similarities of the verification pairs by a recogniser, which is trained when it is first needed"
-    home = recogniser_folder(lab, arm, number, seed)
-    decides = (*decides_set(lab, arm, number), recogniser_config(lab, arm), seed, arm.watch)
-    stage(lab.context, f'recogniser {home.name}', decides, train_and_compare, lab, arm, number, seed)
-    return np.load(home/'similarities.npy')
+    "Similarities of the verification pairs by a recogniser"
+    return np.array(recogniser_facts(lab, arm, number, seed)['similarities'], np.float32)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c69add1a
-def read_history(lab:Lab, arm:Arm, seed:int)->list[dict]:
-    "As `training_history`"
-    recogniser_similarities(lab, arm, 0, seed)
-    return read_json(recogniser_folder(lab, arm, 0, seed)/'training.json')['epochs']
-
+@remembered
 def training_history(
     lab:Lab,
     arm:Arm,
-    seed:int=0, # number of the recogniser
+    seed:int, # number of the recogniser
 )->list[dict]: # a row for each epoch: loss, and accuracy where `watch` asks for it
     "How the training of a recogniser of the first generator went"
-    return remembered(lab, ('history', arm, seed), read_history, lab, arm, seed)
+    return recogniser_facts(lab, arm, 0, seed)['epochs']
 
-# %% ../../nbs/74_experiment.arms.ipynb #cd5bc1fd
-def judge_embeddings(lab:Lab, arm:Arm, number:int=0)->np.ndarray: # raw, (n,d)
-    "The judge's embeddings of the faces of an arm"
-    return set_embeddings(lab.encoders.judge, faces_of(lab, arm, number), lab.cache, lab.device)
-
-def inquiry_embeddings(lab:Lab, arm:Arm, number:int=0)->np.ndarray: # raw, (identities,d)
-    "The judge's embeddings of an arm's inquiries"
-    return embed(lab.encoders.judge, inquiries_of_arm(lab, arm, number).images, device=lab.device)
-
-# %% ../../nbs/74_experiment.arms.ipynb #c051d7a7
-def analyse_arm(lab:Lab, arm:Arm, number:int)->dict:
-    "The judge's facts of a set, and its label noise"
-    faces = faces_of(lab, arm, number)
-    inquiries = inquiries_of_arm(lab, arm, number) if arm.kind == 'generated' else None
-    facts = asdict(analyse(
-        faces, lab.encoders.judge, inquiries, None, lab.cache, lab.device, lab.encoders.judge_name))
-    if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
-        facts['label_noise'] = label_noise(label_margins(judge_embeddings(lab, arm, number), faces.labels))
-    return facts
-
-def set_facts(
+# %% ../../nbs/74_experiment.arms.ipynb #cb210be1
+def judge_embeddings(
     lab:Lab,
     arm:Arm,
     number:int=0, # of the generator
-)->dict: # as `analyse` has them, and label_noise
+)->np.ndarray: # raw, (n,d)
+    "The judge's embeddings of the faces of an arm"
+    return set_embeddings(lab.judge, faces_of(lab, arm, number), lab.out/'cache', lab.device)
+
+def inquiry_embeddings(
+    lab:Lab,
+    arm:Arm,
+)->np.ndarray: # raw, (identities,d)
+    "The judge's embeddings of an arm's inquiries, with the first generator"
+    return embed(lab.judge, inquiries_of_arm(lab, arm).images, device=lab.device)
+
+# %% ../../nbs/74_experiment.arms.ipynb #c3c4ea1f
+def analyse_arm(
+    lab:Lab,
+    arm:Arm,
+    number, # of the generator
+)->dict: # images, identities, and means; None for what cannot be known
     "What a set is, by the judge"
-    decides = (*decides_set(lab, arm, number), lab.encoders.judge.fingerprint)
-    return stage(lab.context, f'analysis {arm_name(arm, number)}', decides, analyse_arm, lab, arm, number)
+    faces = faces_of(lab, arm, number)
+    inquiries = inquiries_of_arm(lab, arm, number) if arm.kind == 'generated' else None
+    found = analyse(faces, lab.judge, inquiries, None, lab.out/'cache', lab.device, lab.judge_name)
+    similarity, noise = found.similarity_to_inquiry or {}, None
+    if np.bincount(faces.labels).max() > 1 and faces.identities > 1:
+        noise = label_noise(label_margins(judge_embeddings(lab, arm, number), faces.labels))
+    return dict(
+        images=found.images, identities=found.identities, similarity=similarity.get('mean'),
+        similarity_std=similarity.get('std'), within=found.within_identity['mean'],
+        between=found.between_identity['mean'], rank1=found.rank1, label_noise=noise)
 
-# %% ../../nbs/74_experiment.arms.ipynb #ceec9019
-def generator_numbers(lab:Lab, arm:Arm)->range:
-    "The generators that an arm is drawn with; real photos do not depend on any"
-    return range(lab.generator_seeds if arm.kind in ('generated', 'direct') else 1)
+# %% ../../nbs/74_experiment.arms.ipynb #c4bf99d9
+def generator_numbers(
+    lab:Lab,
+    arm:Arm,
+)->range:
+    "The generators that an arm is drawn with"
+    return range(lab.generator_seeds if arm.drawn else 1)
 
-def verified_pairs(lab:Lab, arm:Arm)->np.ndarray:
-    "As `correct_pairs`"
-    pairs = lab.people.pairs
+@remembered
+def correct_pairs(
+    lab:Lab,
+    arm:Arm,
+)->np.ndarray: # bool (generators, recognisers, pairs)
+    "Which pairs each recogniser of an arm gets right"
     def correct(number, seed):
         similarities = recogniser_similarities(lab, arm, number, seed)
-        return fold_accuracy(similarities, pairs.same, pairs.folds)['correct']
+        return fold_accuracy(similarities, lab.pairs.same, lab.pairs.folds)['correct']
     def of_generator(number): return [correct(number, seed) for seed in range(lab.seeds)]
     return np.array([of_generator(number) for number in generator_numbers(lab, arm)])
 
-def correct_pairs(lab:Lab, arm:Arm)->np.ndarray: # bool (generators, recognisers, pairs)
-    "Which pairs each recogniser of an arm gets right"
-    return remembered(lab, ('correct', arm), verified_pairs, lab, arm)
+# %% ../../nbs/74_experiment.arms.ipynb #c5896fd6
+def mean_facts(lab:Lab, arm:Arm)->dict: # as analyse_arm
+    "What the sets of all generators are on average"
+    decides, facts = (lab.pipeline.fingerprint, lab.judge.fingerprint, arm.key), []
+    for number in generator_numbers(lab, arm):
+        name = f'analysis {arm_name(arm, number)}'
+        facts.append(stage(lab, name, (*decides, number), analyse_arm, lab, arm, number))
+    first = facts[0]
+    counts = {k: first[k] for k in ('images', 'identities')}
+    return {k: v if v is None else float(np.mean([o[k] for o in facts])) for k, v in first.items()} | counts
 
-# %% ../../nbs/74_experiment.arms.ipynb #ccd28cda
-COLUMNS_OF_FACTS = dict(
-    similarity=('similarity_to_inquiry', 'mean'), similarity_std=('similarity_to_inquiry', 'std'),
-    within=('within_identity', 'mean'), between=('between_identity', 'mean'))
-
-def mean_of(values:list)->float|None: # None where there is nothing
-    "Mean of what is known"
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-# %% ../../nbs/74_experiment.arms.ipynb #c1f2aaed
-def make_row(lab:Lab, arm:Arm)->dict:
-    "As `measure_arm`, without the name"
-    facts, generated = [set_facts(lab, arm, o) for o in generator_numbers(lab, arm)], arm.kind == 'generated'
-    first, copies = facts[0], lab.recipe.generation.copies if arm.train and generated else 0
-    row = dict(
-        kind=arm.kind, control=arm.control if generated else None, m=arm.m if generated else None,
-        images=first['images']+copies*first['identities'], identities=first['identities'])
-    for key, (fact, part) in COLUMNS_OF_FACTS.items():
-        row[key] = mean_of([(f[fact] or {}).get(part) for f in facts])
-    for key in ('rank1', 'label_noise'): row[key] = mean_of([f.get(key) for f in facts])
+@remembered
+def measured(lab:Lab, arm:Arm)->dict: # as measure_arms, without the name
+    "The figures of one arm"
+    generated, row = arm.kind == 'generated', mean_facts(lab, arm)
+    row = dict(kind=arm.kind, control=arm.control if generated else None, m=arm.m if generated else None) | row
     if arm.train:
-        each, loss = correct_pairs(lab, arm).mean(2), training_history(lab, arm)[-1]['loss']
+        if generated: row['images'] += lab.recipe.generation.copies*row['identities']
+        each, loss = correct_pairs(lab, arm).mean(2), training_history(lab, arm, 0)[-1]['loss']
         row |= dict(accuracy=float(each.mean()), seeds=each.tolist(), loss=loss)
     return row
 
-# %% ../../nbs/74_experiment.arms.ipynb #c6279915
-def measure_arm(lab:Lab, arm:Arm)->dict: # name, kind, control, m, images, identities, what the judge measured, ...
-    'One row of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and '
-    'seed'
-    return dict(name=arm.name) | remembered(lab, ('row', arm), make_row, lab, arm)
-
+# %% ../../nbs/74_experiment.arms.ipynb #ce7db23e
 def measure_arms(
     lab:Lab,
     arms:dict, # role -> Arm
-)->dict: # role -> row
-    "The rows of a table"
-    return {role: measure_arm(lab, arm) for role, arm in arms.items()}
+)->dict: # role -> name, kind, control, m, images, identities, what the judge measured, accuracy, seeds, loss
+    "The rows of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and seed"
+    return {role: dict(name=arm.name) | measured(lab, arm) for role, arm in arms.items()}
 
-# %% ../../nbs/74_experiment.arms.ipynb #cf21b6c6
-def compare_arms(
-    lab:Lab,
-    a:Arm, # claimed to be better
-    b:Arm, # than this one
-)->dict: # a, b (names), and as `paired_difference`; `images` of both where they differ
-    "How much better the recognisers of one arm are than those of another, on the same pairs"
-    pairs, images = lab.people.pairs, [measure_arm(lab, arm)['images'] for arm in (a, b)]
-    found = dict(a=a.name, b=b.name) | paired_difference(
-        correct_pairs(lab, a), correct_pairs(lab, b), pairs.person_left, pairs.person_right)
-    return found | (dict(images=images) if images[0] != images[1] else {})
-
-# %% ../../nbs/74_experiment.arms.ipynb #ce28b600
-def fit_calibration(lab:Lab, control:str, number:int, per_face:int)->dict: # the fields of a Calibration
-    "Measure the curve on the first half of the inquiries"
-    half = lab.inquiries.images[:len(lab.inquiries)//2]
-    return asdict(calibrate(
-        pipeline_of(lab, number=number), half, lab.encoders.judge, control, per_face=per_face,
-        sampling=lab.recipe.sampling, seed=lab.recipe.seed))
-
-# %% ../../nbs/74_experiment.arms.ipynb #ca3a599e
+# %% ../../nbs/74_experiment.arms.ipynb #c3649faa
 def calibration_of(
     lab:Lab,
     control:str, # `scalar` or `sphere`
     number:int=0, # of the generator
-    per_face:int=2, # faces of each inquiry
 )->Calibration:
-    "A control of a generator, calibrated on the first half of the inquiries"
-    decides = lab.pipeline.fingerprint, lab.encoders.judge.fingerprint, control, number, per_face
-    name = f'calibration {control} {number}'
-    found = stage(lab.context, name, decides, fit_calibration, lab, control, number, per_face)
+    "A control of a generator, calibrated on the first half of the inquiries, two faces each"
+    decides, recipe = (lab.pipeline.fingerprint, lab.judge.fingerprint, control, number), lab.recipe
+    name, half = f'calibration {control} {number}', lab.inquiries.images[:len(lab.inquiries)//2]
+    found = stage(
+        lab, name, decides, calibrate, pipeline_of(lab, '', number), half, lab.judge, control, LEVELS, 2,
+        recipe.sampling, recipe.seed)
     return from_dict(Calibration, found, name)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cfd85e25
+# %% ../../nbs/74_experiment.arms.ipynb #c1860531
 def similarities_achieved(
     lab:Lab,
     calibration:Calibration,
@@ -584,11 +578,11 @@ def similarities_achieved(
     number:int=0, # of the generator
 )->list[float]:
     "What is achieved on the other half of the inquiries when these similarities are requested"
-    c, inquiries = calibration, lab.inquiries.images[len(lab.inquiries)//2:]
+    c, half, found = calibration, lab.inquiries.images[len(lab.inquiries)//2:], []
     sampling = replace(lab.recipe.sampling, guidance=c.guidance, similarity_guidance=c.similarity_guidance)
-    pipe, found = for_sampling(pipeline_of(lab, number=number), sampling), []
+    pipe, seed = for_sampling(pipeline_of(lab, '', number), sampling), lab.recipe.seed+9
     for goal in goals:
         request = SetRequest(
-            c.m_for(goal), control=c.control, seed=lab.recipe.seed+9, sampling=sampling, per_identity=c.per_face)
-        found.append(float(achieved(pipe, inquiries, lab.encoders.judge, request).mean()))
+            c.m_for(goal), control=c.control, seed=seed, sampling=sampling, per_identity=c.per_face)
+        found.append(float(achieved(pipe, half, lab.judge, request).mean()))
     return found

@@ -462,7 +462,7 @@ JOBS = dict(      # ours and naive
     generate=(generate_job, naive_generate_job), recogniser=(recogniser_job, naive_recogniser_job),
     embed=(embed_job, naive_embed_job))
 
-# %% ../../nbs/72_experiment.bench.ipynb #c5f44073
+# %% ../../nbs/72_experiment.bench.ipynb #c2fc3191
 def rates_of(
     jobs:list[Job], # ours, or ours and the naive one, which take turns
     s, # Setting
@@ -484,7 +484,7 @@ def bench_row(
     r, (make, *makers) = s.recipe, JOBS[work] if naive else JOBS[work][:1]
     job = make(s)
     watched = job
-    if job.compiled: watched = make(Setting(sized(r, compile=False), s.device, s.eid))      # that hides its work
+    if job.compiled: watched = make(Setting(sized(r, compile=False), s.device, s.eid))      # else unseen
     flops = count_flops(watched.call)/job.items
     reset_peak(s.device)
     job.call()

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPHERE', 'SPHERE_VARIANTS', 'SPHERE_TRAINING', 'ANOTHER_PHOTO', 'CALIBRATION', 'REACH', 'REACH_STUDY', 'WHY',
-           'LEAKAGE', 'IDENTITY_CONSISTENCY', 'STEPS', 'FAIRNESS', 'STUDIES', 'lessons', 'suggest_m', 'plot_groups',
-           'evenness', 'choose_studies']
+           'LEAKAGE', 'IDENTITY_CONSISTENCY', 'STEPS', 'MARKERS', 'FAIRNESS', 'STUDIES', 'lessons', 'suggest_m',
+           'plot_groups', 'evenness', 'choose_studies']
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c8d56b4e
+# %% ../../nbs/77_experiment.beyond.ipynb #c404ef30
 import difflib
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
+from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
 from ..core import CemiFaceError
@@ -24,576 +22,544 @@ from ..plots import bars, COLOURS, curve, plot_similarity
 from ..data.faces import FaceSet
 from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, load_encoder
-from ..analysis.similarity import set_embeddings, set_roc, similarity_to_inquiry
+from ..encoders.pretrained import embed, FaceEncoder, load_encoder
+from ..analysis.similarity import identity_centres, set_embeddings, set_roc, similarity_to_inquiry
 from ..analysis.variety import (
     by_group, nuisance_probe, nuisance_variety, PREDICTORS, read_groups, residual_variety, suggest, toy_groups)
-from ..analysis.leakage import (
-    far_threshold, impostor_distribution, impostor_similarities, leakage_report, leakage_table, membership)
-from .run import inquiry_rows, persons_of_pairs
-from cemiface.experiment.arms import (
-    Arm, calibration_of, compare_arms, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, Lab,
-    measure_arm, measure_arms, open_lab, REAL, recogniser_config, recogniser_folder, recogniser_similarities, requested,
-    similarities_achieved)
-from .study import (
-    better, both_controls, corrected, Finding, in_points, jointly, middle, needs_dropout, no_worse, peak, SCALAR_LEVELS,
-    scalar_levels, SET, similarity_label, sphere_arm, sphere_levels, Study, surely_above, untrained, words_of, WORTH)
-from .paper import half_volume, PAPER_STUDIES, rank_of_m
+from ..analysis.leakage import leakage_report, leakage_table, membership
+from .run import inquiry_rows, load_or_measure_nonmembers, People, persons_of_pairs
+from .arms import (
+    Arm, calibration_of, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, Lab,
+    measure_arms, open_lab, REAL, recogniser_folder, recogniser_similarities, requested, similarities_achieved)
+from cemiface.experiment.study import (
+    better, both_controls, compare, corrected, Evidence, Finding, in_points, jointly, middle, needs_dropout,
+    no_worse, peak, SCALAR_LEVELS, scalar_levels, SET, sphere_arm, sphere_levels, Study, surely_above, untrained,
+    words_of, WORTH)
+from .paper import half_volume, PAPER_STUDIES, rank_of_m, similarity_label
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c52c1e9d
-def best_role(rows, roles):
+# %% ../../nbs/77_experiment.beyond.ipynb #c501734d
+def best_role(evidence:Evidence, roles): # roles: to choose from
     "The role of the highest accuracy"
-    return max(roles, key=lambda role: rows[role]['accuracy'])
+    return max(roles, key=lambda role: evidence.rows[role]['accuracy'])
 
-def sphere_sweep_arms(recipe):
+def sphere_sweep_arms(recipe:Recipe):
     "(control, m): the levels on the sphere, m = 1 first, the scalar's other levels, and the baselines"
     sphere = {('sphere', m): sphere_arm(m) for m in sphere_levels(recipe)}
     scalar = {('scalar', m): requested(m) for m in scalar_levels(recipe)[1:]}
     return sphere | scalar | dict(real=REAL, copies=COPIES)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c0d5be50
-def conclude_sphere(lab, arms):
-    rows, easy = measure_arms(lab, arms), ('sphere', 1.)
-    sphere = [('sphere', m) for m in sphere_levels(lab.recipe)]
-    scalar = [('scalar', m) for m in scalar_levels(lab.recipe)[1:]]
-    best = best_role(rows, sphere)
-    inner = [compare_arms(lab, arms[role], arms[easy]) for role in sphere[1:]]
-    over = compare_arms(lab, arms[best], arms[best_role(rows, scalar)])
-    real = compare_arms(lab, REAL, arms[best])
-    held, says, family = peak(lab, [arms[role] for role in sphere], [over, *inner])      # all corrected together
-    lines = {'sphere control': [rows[role] for role in sphere], 'scalar control': [rows[role] for role in (easy, *scalar)]}
-    ranks = tuple(rank_of_m(line) for line in lines.values())
-    says += (f' Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other '
-             f'scalar: {words_of([over])}. Real photos are {in_points(real)} better than the best. Rank '
-             f'correlation of m and achieved similarity: {ranks[0]:.2f} on the sphere, {ranks[1]:.2f} for '
-             'the scalar.')
-    fig = curve(lines, flat=[rows['real'], rows['copies']], xlabel=similarity_label(lab))
-    held = jointly(held, surely_above(over['lo'], over['hi']))
-    notes = dict(real=real, rank_correlations=ranks)
-    return Finding(list(rows.values()), SET | WORTH, held, says, fig, [*family, over, *inner], notes)
+# %% ../../nbs/77_experiment.beyond.ipynb #c625215d
+def conclude_sphere(evidence:Evidence):
+    "The peak on the sphere, and its height above the scalar's"
+    recipe, rows, easy = evidence.lab.recipe, evidence.rows, ('sphere', 1.)
+    sphere = [('sphere', m) for m in sphere_levels(recipe)]
+    scalar = [('scalar', m) for m in scalar_levels(recipe)[1:]]
+    best, inner = best_role(evidence, sphere), [compare(evidence, role, easy) for role in sphere[1:]]
+    over, real = compare(evidence, best, best_role(evidence, scalar)), compare(evidence, 'real', best)
+    held, words, family = peak(evidence, sphere, [over, *inner])      # all corrected together
+    lines = {'sphere control': [rows[o] for o in sphere], 'scalar control': [rows[o] for o in (easy, *scalar)]}
+    ranks = tuple(map(rank_of_m, lines.values()))
+    says = f'''{words} Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best other scalar:
+        {words_of([over])}. Real photos are {in_points(real)} better than the best. Rank correlation of m and achieved
+        similarity: {ranks[0]:.2f} on the sphere, {ranks[1]:.2f} for the scalar.'''
+    fig = curve(lines, flat=[rows['real'], rows['copies']], xlabel=similarity_label(evidence))
+    held, notes = jointly(held, surely_above(over['lo'], over['hi'])), dict(real=real, rank_correlations=ranks)
+    return Finding(held, says, fig, [*family, over, *inner], notes=notes)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c674d2f4
 SPHERE = Study(
     'sphere', 'beyond: sphere control',
     'accuracy over m on the sphere peaks inside its range, above m = 1 and above every m of the scalar',
-    "Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's "
-    'generator, trained with the scalar alone, is not changed. One recogniser recipe, as many images in '
-    'every set.',
+    '''Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's
+    generator, trained with the scalar alone, is not changed. One recogniser recipe, as many images in
+    every set.''',
     sphere_sweep_arms, conclude_sphere)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cb945b49
-def variant_changes(recipe):
+# %% ../../nbs/77_experiment.beyond.ipynb #c4d626c9
+def variant_changes(recipe:Recipe):
     "What the claim is tested under: name -> fields of Arm"
     return {'other inquiries': dict(inquiries='other'), 'half of the identities': dict(volume=half_volume(recipe)),
         'augmented inquiries': dict(inquiries='augmented')}
 
-def variant_arms(recipe):
+def variant_arms(recipe:Recipe):
     "The middle level (uniform), and (change, semi or easy)"
     m, changes = middle(recipe), variant_changes(recipe)
-    semi = changes | {'real directions': dict(real_directions=True)}
-    arms = dict(uniform=requested(m, 'sphere'))
+    semi, arms = changes | {'real directions': dict(real_directions=True)}, dict(uniform=sphere_arm(m))
     for name, change in semi.items(): arms[name, 'semi'] = Arm(f'{name}, {m:g}', m, 'sphere', **change)
     for name, change in changes.items(): arms[name, 'easy'] = Arm(f'{name}, 1', 1., **change)
     arms['point and scalar'] = Arm(f'point and scalar, {m:g}', m, 'both')
-    arms['drawn'] = Arm('m drawn per face', tuple(sphere_levels(recipe)[1:]), 'sphere')
-    return arms
+    return arms | dict(drawn=Arm('m drawn per face', tuple(sphere_levels(recipe)[1:]), 'sphere'))
 
-def conclude_variants(lab, arms):
-    rows, changes = list(measure_arms(lab, arms).values()), variant_changes(lab.recipe)
+def conclude_variants(evidence:Evidence):
+    "Three pairs decide; the variants are a question of their own"
+    m, changes = middle(evidence.lab.recipe), variant_changes(evidence.lab.recipe)
     others = ('real directions', 'semi'), ('augmented inquiries', 'semi'), 'point and scalar', 'drawn'
-    variants = corrected([compare_arms(lab, arms[role], arms['uniform']) for role in others])
-    held, says, family = better(lab, [(arms[name, 'semi'], arms[name, 'easy']) for name in changes])
-    says += f' Variants against uniform directions at {arms["uniform"].m:g}: {words_of(variants)}.'
-    return Finding(rows, SET | WORTH, held, says, bars(rows), family+variants)
+    variants = corrected([compare(evidence, role, 'uniform') for role in others])
+    held, words, family = better(evidence, [((name, 'semi'), (name, 'easy')) for name in changes])
+    says = f'{words} Variants against uniform directions at {m:g}: {words_of(variants)}.'
+    return Finding(held, says, bars(list(evidence.rows.values())), family+variants)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c33da95c
 SPHERE_VARIANTS = Study(
     'sphere-variants', 'beyond: sphere control',
-    'semi-hard faces on the sphere beat m = 1 with other inquiries, fewer identities and augmented '
-    'inquiries, too',
-    'The middle level of the sweep against m = 1 under three changes; and, as a question of its own, '
-    'whether variants of the sphere do better than uniform directions at that level.',
+    '''semi-hard faces on the sphere beat m = 1 with other inquiries, fewer identities and augmented
+    inquiries, too''',
+    '''The middle level of the sweep against m = 1 under three changes; and, as a question of its own,
+    whether variants of the sphere do better than uniform directions at that level.''',
     variant_arms, conclude_variants)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cfe402a9
 POINTS = {'trained with points': 'sphere', 'sampled only': 'nothing changed'}      # name -> key of TUNINGS
 
-def point_arms(recipe):
+def point_arms(recipe:Recipe):
     "(way, m) -> Arm"
     roles = [(way, m) for m in sphere_levels(recipe)[1:] for way in POINTS]
     return {(way, m): Arm(f'{way}, {m:g}', m, 'sphere', tuning=POINTS[way]) for way, m in roles}
 
-def conclude_points(lab, arms):
-    rows, levels = measure_arms(lab, arms), sphere_levels(lab.recipe)[1:]
-    held, says, family = better(lab, [tuple(arms[way, m] for way in POINTS) for m in levels])
-    fig = curve({way: [rows[way, m] for m in levels] for way in POINTS}, xlabel=similarity_label(lab))
-    return Finding(list(rows.values()), SET | WORTH, held, says, fig, family)
+def way_lines(evidence:Evidence, ways): # ways: the first part of the roles
+    "Way -> rows, for a curve"
+    return {way: [row for role, row in evidence.rows.items() if role[0] == way] for way in ways}
+
+def conclude_points(evidence:Evidence):
+    "Both ways are compared at every level"
+    held, words, family = better(evidence, [tuple((way, m) for way in POINTS) for m in sphere_levels(evidence.lab.recipe)[1:]])
+    return Finding(held, words, curve(way_lines(evidence, POINTS), xlabel=similarity_label(evidence)), family)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c769cd59
 SPHERE_TRAINING = Study(
     'sphere-training', 'beyond: sphere control',
-    'a generator that was trained with points on the sphere makes better sets than one that only samples '
-    'with them',
-    "The recipe's generator is trained further, with points at m from 0.3 to 1 (similarity 1 to the point "
-    'asked for at high noise), or as before.',
+    '''a generator that was trained with points on the sphere makes better sets than one that only samples
+    with them''',
+    '''The recipe's generator is trained further, with points at m from 0.3 to 1 (similarity 1 to the point
+    asked for at high noise), or as before.''',
     point_arms, conclude_points)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cbb2e70d
-def add_variety(lab, arms, rows):
+# %% ../../nbs/77_experiment.beyond.ipynb #ca57d1be
+def add_variety(evidence:Evidence):
     "Add to the rows how much the faces of an identity vary in what the identity encoder should be blind to"
-    toys, real = lab.recipe.faces.source == 'toy', faces_of(lab, REAL)
+    lab, toys = evidence.lab, evidence.lab.recipe.faces.source == 'toy'
     probe = nuisance_probe(size=lab.recipe.faces.size) if toys else None
-    for role, arm in arms.items():
-        faces = faces_of(lab, arm)
-        if toys: rows[role]['variety'] = nuisance_variety(probe, faces.images, faces.labels, real)['mean']
-        else: rows[role]['variety'] = residual_variety(faces.images, judge_embeddings(lab, arm), faces.labels)['left']
+    for role, arm in evidence.arms.items():
+        faces, row = faces_of(lab, arm), evidence.rows[role]
+        if toys: row['variety'] = nuisance_variety(probe, faces.images, faces.labels, faces_of(lab, REAL))['mean']
+        else: row['variety'] = residual_variety(faces.images, judge_embeddings(lab, arm), faces.labels)['left']
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ccc87c35
 PHOTOS = {'another photo': 'another photo', 'the very photo': 'nothing changed'}      # name -> key of TUNINGS
 
-def photo_arms(recipe):
+def photo_arms(recipe:Recipe):
     "(way, m) for at most four levels, and real"
     roles = [(way, m) for way in PHOTOS for m in sphere_levels(recipe)[:4]]
     arms = {(way, m): replace(sphere_arm(m, tuning=PHOTOS[way]), name=f'{way}, {m:g}') for way, m in roles}
     return arms | dict(real=REAL)
 
-def conclude_photos(lab, arms):
-    rows, levels = measure_arms(lab, arms), sphere_levels(lab.recipe)[:4]
-    add_variety(lab, arms, rows)
-    another, very = ([(way, m) for m in levels] for way in PHOTOS)
-    gap = compare_arms(lab, REAL, arms[best_role(rows, another)])
-    held, says, family = better(lab, [(arms[a], arms[b]) for a, b in zip(another, very)])
-    _, top, inner = peak(lab, [arms[role] for role in another])
-    values = [f'{rows[a]["variety"]:.2f} and {rows[b]["variety"]:.2f} at {a[1]:g}' for a, b in zip(another, very)]
-    says += (f' Variety with another photo and with the very one: {", ".join(values)}; real photos '
-             f'{rows["real"]["variety"]:.2f}. With another photo: {top} Real photos are {in_points(gap)} '
-             'better than its best.')
-    lines = {way: [rows[way, m] for m in levels] for way in PHOTOS}
-    fig, columns = curve(lines, flat=[rows['real']], xlabel=similarity_label(lab)), SET | {'variety': 'variety:.2f'} | WORTH
-    return Finding(list(rows.values()), columns, held, says, fig, [*family, *inner], dict(real=gap))
+def conclude_photos(evidence:Evidence):
+    "Both ways are compared at every level"
+    add_variety(evidence)
+    another, very = ([(way, m) for m in sphere_levels(evidence.lab.recipe)[:4]] for way in PHOTOS)
+    gap, pairs = compare(evidence, 'real', best_role(evidence, another)), list(zip(another, very))
+    held, words, family = better(evidence, pairs)
+    _, top, inner = peak(evidence, another)
+    variety = {role: row['variety'] for role, row in evidence.rows.items()}
+    values = ', '.join(f'{variety[a]:.2f} and {variety[b]:.2f} at {a[1]:g}' for a, b in pairs)
+    says = f'''{words} Variety with another photo and with the very one: {values}; real photos {variety["real"]:.2f}. With
+        another photo: {top} Real photos are {in_points(gap)} better than its best.'''
+    lines, columns = way_lines(evidence, PHOTOS), SET | {'variety': 'variety:.2f'} | WORTH
+    fig = curve(lines, flat=[evidence.rows['real']], xlabel=similarity_label(evidence))
+    return Finding(held, says, fig, [*family, *inner], columns, notes=dict(real=gap))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c05e9a2b
 ANOTHER_PHOTO = Study(
     'another-photo', 'beyond: why semi-hard',
-    'a generator that hears another photo of the person than the one to be drawn makes better sets at every '
-    'm',
-    "The recipe's generator is trained further, conditioned on another photo of the same person (which "
-    'takes labels), or on the very photo as in the paper, for as many views; sets of m = 1 and of points on '
-    'the sphere. Variety within identities: on toy faces of pose, light and background as a linear probe '
-    "reads them, else of pixels that the judge's embedding does not foretell.",
+    '''a generator that hears another photo of the person than the one to be drawn makes better sets at
+    every m''',
+    '''The recipe's generator is trained further, conditioned on another photo of the same person (which
+    takes labels), or on the very photo as in the paper, for as many views; sets of m = 1 and of points
+    on the sphere. Variety within identities: on toy faces of pose, light and background as a linear
+    probe reads them, else of pixels that the judge's embedding does not foretell.''',
     photo_arms, conclude_photos)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c6711dfb
-def conclude_calibration(lab, arms):
-    errors, reach, rows, lines = {}, {}, [], {}
+# %% ../../nbs/77_experiment.beyond.ipynb #cbe35cea
+def test_calibration(lab:Lab, control, number): # control: scalar or sphere; number: of the generator
+    "A row of the table, and the points of a line"
+    calibration = calibration_of(lab, control, number)
+    low, high = calibration.reach
+    goals = np.linspace(low, high, 7)[1:-1]
+    got = np.array(similarities_achieved(lab, calibration, goals, number))
+    error, spread = np.abs(got-goals), float(np.mean(calibration.std))
+    row = dict(
+        name=f'{control}, generator {number}', lo=low, hi=high, error=float(error.mean()), worst=float(error.max()),
+        spread=spread)
+    return row, [dict(requested=float(goal), got=float(v)) for goal, v in zip(goals, got)]
+
+# %% ../../nbs/77_experiment.beyond.ipynb #c78ef035
+def conclude_calibration(evidence:Evidence):
+    "The mean error over all generators decides"
+    lab, rows, lines, errors, words = evidence.lab, [], {}, {}, []
     for control in ('scalar', 'sphere'):
-        for number in range(lab.generator_seeds):
-            calibration, name = calibration_of(lab, control, number), f'{control}, generator {number}'
-            low, high = calibration.reach
-            goals = np.linspace(low, high, 7)[1:-1]
-            got = np.array(similarities_achieved(lab, calibration, goals, number))
-            error = np.abs(got-goals)
-            errors.setdefault(control, []).append(float(error.mean()))
-            reach.setdefault(control, []).extend((low, high))
-            rows.append(dict(name=name, lo=low, hi=high, error=float(error.mean()), worst=float(error.max()),
-                spread=float(np.mean(calibration.std))))
-            lines[name] = [dict(requested=float(goal), got=float(v)) for goal, v in zip(goals, got)]
-    mean = {control: float(np.mean(v)) for control, v in errors.items()}
-    says = ' '.join(f'{k}: mean error {v:.3f} over a reach of {min(reach[k]):.2f} to {max(reach[k]):.2f}.' for k, v in mean.items())
-    fig = curve(
-        lines, 'requested', xlabel='similarity asked for', ylabel=f'achieved, {lab.encoders.judge_name}', y='got')
+        found = [test_calibration(lab, control, number) for number in range(lab.generator_seeds)]
+        own = [row for row, _ in found]
+        rows += own
+        lines |= {row['name']: line for row, line in found}
+        errors[control] = float(np.mean([row['error'] for row in own]))
+        low, high = min(row['lo'] for row in own), max(row['hi'] for row in own)
+        words.append(f'{control}: mean error {errors[control]:.3f} over a reach of {low:.2f} to {high:.2f}.')
+    ylabel = f'achieved, {lab.judge_name}'
+    fig = curve(lines, 'requested', xlabel='similarity asked for', ylabel=ylabel, y='got')
     columns = {'generator': 'name', 'lowest': 'lo:.2f', 'highest': 'hi:.2f', 'mean error': 'error:.3f',
         'largest error': 'worst:.3f', 'spread of faces': 'spread:.2f'}
-    return Finding(rows, columns, max(mean.values()) <= .05, says, fig, notes=dict(error=mean))
+    return Finding(max(errors.values()) <= .05, ' '.join(words), fig, [], columns, rows, dict(error=errors))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c0482632
+# %% ../../nbs/77_experiment.beyond.ipynb #c49c12c0
 CALIBRATION = Study(
     'calibration', 'beyond: m that means what it says',
     'asking for an achieved similarity gets it within 0.05 over the reachable range',
-    'A monotone curve from requested to achieved similarity is fitted on half of the inquiries, by the '
-    'judge; then similarities over the reach are asked for, of the other inquiries. With several '
-    'generators, the mean error over all.',
+    '''A monotone curve from requested to achieved similarity is fitted on half of the inquiries, by the
+    judge; then similarities over the reach are asked for, of the other inquiries. With several
+    generators, the mean error over all.''',
     lambda recipe: {}, conclude_calibration)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c9b18df0
+# %% ../../nbs/77_experiment.beyond.ipynb #cebb6be9
 REACH = {'scalar': {}, 'guidance 2': dict(sampling=('guidance=2.0',))} | {      # way -> fields of Arm
     f'similarity guidance {g}': dict(sampling=(f'similarity_guidance={g}.0',)) for g in (2, 4, 7)}
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cb7b49c3
-def reach_arms(recipe):
-    "(way, m) -> Arm"
-    arms = {(way, m): Arm(f'{way}, {m:g}', m, **change) for way, change in REACH.items() for m in SCALAR_LEVELS}
-    arms |= {('sphere', m): Arm(f'sphere, {m:g}', m, 'sphere') for m in sphere_levels(recipe)[1:]}
-    return untrained(arms | {('lambda .5', m): Arm(f'lambda .5, {m:g}', m, tuning='lambda .5') for m in SCALAR_LEVELS})
+# %% ../../nbs/77_experiment.beyond.ipynb #cf29a182
+def reach_arms(recipe:Recipe):
+    "(way, m) -> Arm; the plain scalar's m = 1 serves the sphere, too"
+    ways = REACH | {'sphere': dict(control='sphere'), 'lambda .5': dict(tuning='lambda .5')}
+    def levels(way): return sphere_levels(recipe)[1:] if way == 'sphere' else SCALAR_LEVELS
+    roles = [(way, m) for way in ways for m in levels(way)]
+    return untrained({(way, m): Arm(f'{way}, {m:g}', m, **ways[way]) for way, m in roles})
 
-def range_of(
-    name:str, # of a way
-    rows:list[dict], # by falling m
-)->dict: # hi, lo, range; and what it does to identities where the similarity is lowest
-    "What a way brings from its first row to its last"
+def range_of(name, rows)->dict: # hi, lo, range; name: of a way; rows: by falling m
+    "What a way brings from its first row to its last, and what it does to identities there"
     high, low = rows[0], rows[-1]
     fall = high['similarity']-low['similarity']
     rise = (low['between']-high['between'])/max(1e-6, fall)
-    return dict(name=name, hi=high['similarity'], lo=low['similarity'], range=fall, rise=rise,
-        **{k: low[k] for k in ('between', 'rank1', 'within')})
+    found = dict(name=name, hi=high['similarity'], lo=low['similarity'], range=fall, rise=rise)
+    return found | {k: low[k] for k in ('between', 'rank1', 'within')}
 
-# %% ../../nbs/77_experiment.beyond.ipynb #ccf434a2
-def conclude_reach(lab, arms):
-    rows, ways = measure_arms(lab, arms), {}
-    for (way, _), row in rows.items(): ways.setdefault(way, []).append(row)
+# %% ../../nbs/77_experiment.beyond.ipynb #cbbe7adc
+def conclude_reach(evidence:Evidence):
+    "One way that widens the range at no higher price is enough"
+    rows = evidence.rows
+    ways = way_lines(evidence, [*REACH, 'sphere', 'lambda .5'])
     ways['sphere'].insert(0, rows['scalar', 1.])
-    found = {way: range_of(way, line) for way, line in ways.items()}
-    plain, others = found['scalar'], [o for way, o in found.items() if way != 'scalar']
+    plain, *others = found = [range_of(way, line) for way, line in ways.items()]
     held = any(o['rise'] <= plain['rise'] for o in others if o['range'] > 1.2*plain['range'])
-    words = [f'{o["name"]}: {o["range"]:.2f}, cosine between centres {o["between"]:.2f}, rank-1 {o["rank1"]:.2f}.' for o in others]
-    says = (f'Without help: {plain["range"]:.2f}. {" ".join(words)} Held if a way that widens the range by '
-            'a fifth or more brings centres no closer per unit of similarity than the plain scalar.')
+    words = [f'{o["name"]}: {o["range"]:.2f}, cosine between centres {o["between"]:.2f}, rank-1 {o["rank1"]:.2f}.'
+             for o in others]
+    says = f'''Without help: {plain["range"]:.2f}. {" ".join(words)} Held if a way that widens the range by a fifth or
+        more brings centres no closer per unit of similarity than the plain scalar.'''
     columns = {'way': 'name', 'highest': 'hi:.2f', 'lowest': 'lo:.2f', 'range': 'range:.2f',
         'within there': 'within:.2f', 'between there': 'between:.2f', 'rank-1 there': 'rank1:.2f',
         'rise of between': 'rise:.2f'}
-    fig = curve(ways, y='between', xlabel=similarity_label(lab), ylabel='cosine between identity centres')
-    return Finding(list(found.values()), columns, held, says, fig, notes=dict(sets=list(rows.values())))
+    fig = curve(ways, y='between', xlabel=similarity_label(evidence), ylabel='cosine between identity centres')
+    return Finding(held, says, fig, [], columns, found, dict(sets=list(rows.values())))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c48665eb
+# %% ../../nbs/77_experiment.beyond.ipynb #ca50916b
 REACH_STUDY = Study(
     'reach', 'beyond: m that means what it says',
     'the range of similarity can be widened without identities closing in on each other',
-    'Guidance away from the unconditional prediction, similarity guidance (between the predictions for m '
-    'and for m = 1), a larger lambda, and the sphere: how far each brings the similarity down from m = 1, '
-    'and at which price: cosine between identity centres, and rank-1 rate, where the similarity is lowest.',
+    '''Guidance away from the unconditional prediction, similarity guidance (between the predictions for m
+    and for m = 1), a larger lambda, and the sphere: how far each brings the similarity down from m = 1,
+    and at which price: cosine between identity centres, and rank-1 rate, where the similarity is
+    lowest.''',
     reach_arms, conclude_reach)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c7206376
-def mean_alignment(
-    gradients, # of the embeddings, (n,d)
-    labels, # identity of each, (n,)
-    identities:int, # at most so many are compared
-)->float:
-    "Mean cosine between the mean gradients of two identities"
-    means = torch.stack([gradients[labels == k].mean(0) for k in labels.unique()[:identities]])
-    cosines = F.normalize(means, dim=1)@F.normalize(means, dim=1).T
-    return float((cosines.sum()-cosines.trace())/max(1, cosines.numel()-len(cosines)))
-
-# %% ../../nbs/77_experiment.beyond.ipynb #cef69196
+# %% ../../nbs/77_experiment.beyond.ipynb #c7185af5
 def lessons(
-    recogniser, # a trained one, with its backbone
+    recogniser:FaceEncoder, # a trained one
     faces:FaceSet, # labelled set, two identities or more
     scale:float, margin:float, # of CosFace
     identities:int=24, # whose gradients are compared
-)->dict: # loss_at, violations, hard (fractions), gradient: of all faces; alignment: mean cosine between two identities
+)->dict: # loss_at, violations, hard (fractions), gradient: of all faces; alignment: mean cosine of two identities
     "What a set would still teach a recogniser whose classes are the set's centres"
-    e = torch.tensor(unit(embed(recogniser, faces.images)))
-    labels = torch.as_tensor(np.unique(faces.labels, return_inverse=True)[1])
-    classes = F.one_hot(labels)
-    centres = F.normalize(classes.T.to(e.dtype)@e, dim=1)
-    e.requires_grad_(True)
-    with torch.enable_grad():
-        cos = e@centres.T
-        loss = F.cross_entropy(scale*(cos-margin*classes), labels, reduction='none')
-        gradients, = torch.autograd.grad(loss.sum(), e)
-    cos, loss = cos.detach(), loss.detach()
-    own, other = (cos*classes).sum(1), (cos-2*classes).max(1).values
+    e = unit(embed(recogniser, faces.images))
+    centres, classes = identity_centres(e, faces.labels), np.unique(faces.labels) == faces.labels[:, None]
+    cosines = e@centres.T
+    logits = scale*(cosines-margin*classes)
+    own, other = cosines[classes], np.where(classes, -2, cosines).max(1)
+    gradients = scale*(softmax(logits, 1)-classes)@centres      # of the loss by the embedding
+    means = unit(classes.T[:identities]@gradients)
     return dict(
-        loss_at=float(loss.mean()), violations=float((own-margin < other).float().mean()),
-        hard=float((own < other).float().mean()), gradient=float(gradients.norm(dim=1).mean()),
-        alignment=mean_alignment(gradients, labels, identities))
+        loss_at=-float(log_softmax(logits, 1)[classes].mean()), violations=float((own-margin < other).mean()),
+        hard=float((own < other).mean()), gradient=float(np.linalg.norm(gradients, axis=1).mean()),
+        alignment=float((means@means.T)[~np.eye(len(means), dtype=bool)].mean()))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c1933ed3
-def add_lessons(lab, arms, rows):
+# %% ../../nbs/77_experiment.beyond.ipynb #c77615f5
+def add_lessons(evidence:Evidence):
     "Add to the rows what a recogniser of real photos still learns from each set"
-    config = lab.recipe.recogniser
+    lab, config = evidence.lab, evidence.lab.recipe.recogniser
     recogniser_similarities(lab, REAL)      # trains it, if need be
-    teacher = load_encoder(recogniser_folder(lab, REAL))
-    for role, arm in arms.items(): rows[role] |= lessons(teacher, faces_of(lab, arm), config.scale, config.margin)
+    teacher = load_encoder(recogniser_folder(lab, REAL, 0, 0))
+    for role, arm in evidence.arms.items():
+        evidence.rows[role] |= lessons(teacher, faces_of(lab, arm), config.scale, config.margin)
 
-def level_arms(recipe):
+def level_arms(recipe:Recipe):
     "m on the sphere, and real"
     return {m: sphere_arm(m) for m in sphere_levels(recipe)} | dict(real=REAL)
+
+def suggested(rows): # rows: of level_arms
+    "The m at which statistics of the generated sets meet those of the real photos"
+    sets = [{k: row.get(k) for k in ('m', *PREDICTORS)} for role, row in rows.items() if role != 'real']
+    return suggest(sets, rows['real'])
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c999cc2f
 MEASURED = 'loss', 'loss_at', 'violations', 'gradient', 'alignment', 'variety', 'label_noise'
 
-def in_list(values, form):
-    "Names and figures as text"
-    return ', '.join(f'{k} {v:{form}}' for k, v in values.items())
-
-def conclude_why(lab, arms):
-    rows = measure_arms(lab, arms)
-    add_lessons(lab, arms, rows)
-    add_variety(lab, arms, rows)
-    sets, photos = [rows[m] for m in sphere_levels(lab.recipe)], rows['real']
-    accuracies = [row['accuracy'] for row in sets]
-    best = sets[int(np.argmax(accuracies))]['m']
-    picked = suggest([{k: row.get(k) for k in ('m', *PREDICTORS)} for row in sets], photos)
+def conclude_why(evidence:Evidence):
+    "Two statistics have to meet the best m"
+    add_lessons(evidence)
+    add_variety(evidence)
+    levels, rows = sphere_levels(evidence.lab.recipe), evidence.rows
+    sets, accuracies = [rows[m] for m in levels], [rows[m]['accuracy'] for m in levels]
+    best, step, picked = best_role(evidence, levels), float(np.max(-np.diff(levels))), suggested(rows)
     ranks = {k: float(spearmanr([row[k] for row in sets], accuracies).statistic) for k in MEASURED}
-    step = float(np.diff(sorted(row['m'] for row in sets)).max())
     met = {k: v['m'] for k, v in picked['by'].items()}
     held = all(k in met and abs(met[k]-best) <= step for k in ('within', 'variety'))
-    says = (f'Best m: {best:g}. Statistics of real photos are met at {in_list(met, ".2f")}. Rank '
-            f'correlation with accuracy over the {len(sets)} sets: {in_list(ranks, "+.2f")}. Held if '
-            'within-identity similarity and variety meet the best m within one step of the sweep '
-            f'({step:.2f}).')
+    at = ', '.join(f'{k} {m:.2f}' for k, m in met.items())
+    along = ', '.join(f'{k} {rank:+.2f}' for k, rank in ranks.items())
+    says = f'''Best m: {best:g}. Statistics of real photos are met at {at}. Rank correlation with accuracy over the
+        {len(sets)} sets: {along}. Held if within-identity similarity and variety meet the best m within one step of the
+        sweep ({step:.2f}).'''
     columns = {'set': 'name', 'within': 'within:.2f', 'variety': 'variety:.2f', 'loss of the real': 'loss_at:.2f',
         'inside margin': 'violations:.1%', 'nearer to another': 'hard:.1%', 'gradient': 'gradient:.2f',
         'alignment': 'alignment:+.3f', **WORTH}
-    fig = curve({'accuracy': sets}, 'within', xlabel=f'within-identity cosine, {lab.encoders.judge_name}', flat=[photos])
-    return Finding([*sets, photos], columns, held, says, fig, notes=dict(correlations=ranks, suggested=picked))
+    xlabel = f'within-identity cosine, {evidence.lab.judge_name}'
+    fig = curve({'accuracy': sets}, 'within', xlabel=xlabel, flat=[rows['real']])
+    return Finding(held, says, fig, columns=columns, notes=dict(correlations=ranks, suggested=picked))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c44f164f
+# %% ../../nbs/77_experiment.beyond.ipynb #cf6febf7
 WHY = Study(
     'why', 'beyond: why semi-hard',
-    'the best set is the one that is most like real photos: in within-identity similarity, and in the '
-    'variety of what E_id is blind to',
-    'A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin and '
-    'nearer to another class, norm and alignment of gradients. Beside it the variety within identities: on '
-    "toy faces of pose, light and background as a linear probe reads them, else of pixels that the judge's "
-    'embedding does not foretell. And whether cheap statistics pick the best m.',
+    '''the best set is the one that is most like real photos: in within-identity similarity, and in the
+    variety of what E_id is blind to''',
+    '''A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin
+    and nearer to another class, norm and alignment of gradients. Beside it the variety within
+    identities: on toy faces of pose, light and background as a linear probe reads them, else of pixels
+    that the judge's embedding does not foretell. And whether cheap statistics pick the best m.''',
     level_arms, conclude_why)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c85d7e44
+# %% ../../nbs/77_experiment.beyond.ipynb #cb3e89eb
 def suggest_m(
     recipe:Recipe, # sizes
-    out:str|Path, # folder of the lab
+    out, # folder of the lab
     inputs:Inputs|None=None, # the user's files
     cpu:bool=False, # stay on the CPU
 )->dict: # m, inside (does the range hold a match?), by: predictor -> m, inside
     "The m on the sphere at which a set is like real photos by cheap statistics; no recogniser is trained"
     lab = open_lab(recipe, out, inputs, cpu=cpu)
-    rows = measure_arms(lab, untrained(level_arms(recipe)))
-    return suggest([rows[m] for m in sphere_levels(recipe)], rows['real'])
+    return suggested(measure_arms(lab, untrained(level_arms(recipe))))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c8b1cc80
-@dataclass(frozen=True)
-class LeakageReference:
-    "What leakage is measured against, by the judge"
-    members:np.ndarray        # embeddings of the training faces, (k,d)
-    persons:np.ndarray        # who they show, (k,)
-    others:np.ndarray         # embeddings of people of the verification pairs, (n,d)
-    other_persons:np.ndarray  # who they are, (n,)
-    level:np.ndarray          # cosine of each of these to the nearest training face
-    threshold:float           # above it two faces count as one person
-
-def leakage_reference(lab:Lab)->LeakageReference:
-    train, pairs, judge = lab.people.train, lab.people.pairs, lab.encoders.judge
-    members = set_embeddings(judge, train, lab.cache, lab.device)
-    others = embed(judge, pairs.images, device=lab.device)
-    cosines = impostor_similarities(members, train.labels, 200_000)
-    level = impostor_distribution(members, train.labels, others)
-    threshold = far_threshold(cosines, max(1e-4, 1/len(cosines)))
-    return LeakageReference(members, train.labels, others, persons_of_pairs(pairs), level, threshold)
-
-# %% ../../nbs/77_experiment.beyond.ipynb #cefd7433
-def measure_leakage(lab, arm, known):
-    "Report of one set, and what its row shows"
-    e = judge_embeddings(lab, arm)
-    report = leakage_report(
-        e, faces_of(lab, arm).labels, inquiry_embeddings(lab, arm), known.members, known.level, known.threshold,
-        known.persons)
-    found, made = membership(e, known.members, known.others, known.persons, known.other_persons), report['generated']
-    row = dict(nearest=made['mean'], highest=made['max'], **{k: made[k] for k in ('above', 'excess', 'nearer')})
-    row['lo'], row['hi'] = made['ci95']
-    row |= dict(inquiry_nearer=report['inquiries']['nearer'], auc=found['auc'])
-    row['auc_lo'], row['auc_hi'] = found['ci95']
-    return report, row
-
-def plot_nearest(cosines, judge_name):
-    "Histograms of the cosine to the nearest training face"
-    fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
-    ax = plot_similarity(cosines, judge_name, fig.subplots())
-    ax.set_xlabel(f'cosine to the nearest training face, {judge_name}')
-    return fig
-
-# %% ../../nbs/77_experiment.beyond.ipynb #c12898cc
-def leakage_arms(recipe):
+# %% ../../nbs/77_experiment.beyond.ipynb #c1b3608f
+def leakage_arms(recipe:Recipe):
     "(given or synthetic, control) -> Arm"
     m = dict(scalar=1., sphere=middle(recipe))
     roles = [(kind, c) for kind in ('given', 'synthetic') for c in m]
-    return untrained({(kind, c): Arm(f'{kind} inquiries, {c} {m[c]:+.2f}', m[c], c, inquiries=kind) for kind, c in roles})
+    return untrained(
+        {(kind, c): Arm(f'{kind} inquiries, {c} {m[c]:+.2f}', m[c], c, inquiries=kind) for kind, c in roles})
 
-def conclude_leakage(lab, arms):
-    known, rows, reports = leakage_reference(lab), measure_arms(lab, arms), {}
-    for role, arm in arms.items():
-        reports[arm.name], more = measure_leakage(lab, arm, known)
-        rows[role] |= more
-    held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for (kind, _), row in rows.items() if kind == 'synthetic'))
-    rows = list(rows.values())
-    words = [f'{r["name"]}: chance of being nearer to a training face than a real stranger {r["nearer"]:.2f} '
-             f'[{r["lo"]:.2f}, {r["hi"]:.2f}], membership {r["auc"]:.2f} [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].' for r in rows]
-    says = (f'{" ".join(words)} Held if the intervals of the synthetic sets end below 0.6, false if one '
-            'begins above one half.')
+def measure_leakage(evidence:Evidence, nonmembers)->dict: # nonmembers: their level and threshold
+    "Name of a set -> leakage report; what the rows show is added to them"
+    lab, train, pairs, reports = evidence.lab, evidence.lab.train, evidence.lab.pairs, {}
+    members = set_embeddings(lab.judge, train, lab.out/'cache', lab.device)
+    others, persons = embed(lab.judge, pairs.images, device=lab.device), persons_of_pairs(pairs)
+    for role, arm in evidence.arms.items():
+        e, row = judge_embeddings(lab, arm), evidence.rows[role]
+        report = leakage_report(
+            e, faces_of(lab, arm).labels, inquiry_embeddings(lab, arm), members, np.array(nonmembers.cosine),
+            nonmembers.threshold, train.labels)
+        made, found = report['generated'], membership(e, members, others, train.labels, persons)
+        row |= dict(nearest=made['mean'], highest=made['max'], inquiry_nearer=report['inquiries']['nearer'])
+        row |= {k: made[k] for k in ('above', 'excess', 'nearer')} | dict(auc=found['auc'])
+        (row['lo'], row['hi']), (row['auc_lo'], row['auc_hi']) = made['ci95'], found['ci95']
+        reports[arm.name] = report
+    return reports
+
+# %% ../../nbs/77_experiment.beyond.ipynb #c7c99e41
+def conclude_leakage(evidence:Evidence):
+    "The intervals of the sets from synthetic inquiries decide"
+    lab = evidence.lab
+    nonmembers = load_or_measure_nonmembers(lab, lab.judge, People(lab.train, lab.pairs, lab.native_pairs))
+    reports, rows = measure_leakage(evidence, nonmembers), evidence.rows
+    synthetic = [row for (kind, _), row in rows.items() if kind == 'synthetic']
+    held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for row in synthetic))
+    words = [f'''{r["name"]}: chance of being nearer to a training face than a real stranger {r["nearer"]:.2f}
+             [{r["lo"]:.2f}, {r["hi"]:.2f}], membership {r["auc"]:.2f} [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].'''
+             for r in rows.values()]
+    says = f'''{" ".join(words)} Held if the intervals of the synthetic sets end below 0.6, false if one begins above
+        one half.'''
     columns = {'set': 'name', 'nearest': 'nearest:.2f', 'highest': 'highest:.2f',
-        f'above {known.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%', 'nearer than strangers': 'nearer:.2f',
-        'inquiries nearer': 'inquiry_nearer:.2f', 'membership': 'auc:.2f'}
-    cosines = {name: report['cosine'] for name, report in reports.items()} | {'non-members': known.level}
-    notes = dict(threshold=known.threshold, table=leakage_table(reports))
-    return Finding(rows, columns, held, says, plot_nearest(cosines, lab.encoders.judge_name), notes=notes)
+        f'above {nonmembers.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%',
+        'nearer than strangers': 'nearer:.2f', 'inquiries nearer': 'inquiry_nearer:.2f', 'membership': 'auc:.2f'}
+    cosines = {name: report['cosine'] for name, report in reports.items()} | {'non-members': nonmembers.cosine}
+    fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
+    ax = plot_similarity(cosines, lab.judge_name, fig.subplots())
+    ax.set_xlabel(f'cosine to the nearest training face, {lab.judge_name}')
+    notes = dict(threshold=nonmembers.threshold, table=leakage_table(reports))
+    return Finding(held, says, fig, columns=columns, notes=notes)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c204df03
+# %% ../../nbs/77_experiment.beyond.ipynb #c7e4f82d
 LEAKAGE = Study(
     'leakage', 'beyond: leakage', 'sets of synthetic inquiries come no nearer to the training faces than non-members do',
-    'Nearest training face of every generated face and every inquiry, by the judge, beside how near '
-    'held-out real people (those of the verification pairs) come to the training faces; the share above the '
-    "judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of non-members can tell), and "
-    'a membership test: are training faces nearer to the set than held-out ones?',
+    '''Nearest training face of every generated face and every inquiry, by the judge, beside how near
+    held-out real people (those of the verification pairs) come to the training faces; the share above
+    the judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of non-members can
+    tell), and a membership test: are training faces nearer to the set than held-out ones?''',
     leakage_arms, conclude_leakage, needs_dropout)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cb0616c9
-def conclude_consistency(lab, arms):
-    rows = measure_arms(lab, arms)
-    for role, arm in arms.items():
+# %% ../../nbs/77_experiment.beyond.ipynb #ca3ff8c0
+def conclude_consistency(evidence:Evidence):
+    "No arm may have more label noise than a tenth, or than twice that of real photos"
+    lab, rows = evidence.lab, evidence.rows
+    for role, arm in evidence.arms.items():
         faces = faces_of(lab, arm)
-        rows[role]['eer'] = set_roc(judge_embeddings(lab, arm), faces.labels, min(20_000, 20*len(faces)))['eer']
-    real, made = rows['real'], [row for role, row in rows.items() if role != 'real']
-    most = max(.1, 2*real['label_noise'])
-    kept = [row['name'] for row in made if row['label_noise'] <= most]
+        found = set_roc(judge_embeddings(lab, arm), faces.labels, min(20_000, 20*len(faces)))
+        rows[role]['eer'] = found['eer']
+    noise = {role: row['label_noise'] for role, row in rows.items()}
+    most = max(.1, 2*noise['real'])
+    kept = [row['name'] for role, row in rows.items() if role != 'real' and noise[role] <= most]
     scalar = [rows['scalar', m] for m in scalar_levels(lab.recipe)]
     sphere = [rows['sphere', m] for m in sphere_levels(lab.recipe)[1:]]
-    says = (f'Label noise of at most {most:.1%}: {", ".join(kept) or "none"}. Real photos: '
-            f'{real["label_noise"]:.1%}, equal error rate {real["eer"]:.1%}. At the lowest m: scalar '
-            f'{scalar[-1]["label_noise"]:.1%}, sphere {sphere[-1]["label_noise"]:.1%}. Held if no arm has '
-            'more.')
-    lines = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}
-    fig = curve(lines, y='label_noise', xlabel=similarity_label(lab), ylabel='label noise, share of faces', flat=[real])
-    columns = SET | {'equal error rate': 'eer:.1%'}
-    return Finding([*made, real], columns, len(kept) == len(made), says, fig)
+    says = f'''Label noise of at most {most:.1%}: {", ".join(kept) or "none"}. Real photos: {noise["real"]:.1%}, equal
+        error rate {rows["real"]["eer"]:.1%}. At the lowest m: scalar {scalar[-1]["label_noise"]:.1%}, sphere
+        {sphere[-1]["label_noise"]:.1%}. Held if no arm has more.'''
+    lines, ylabel = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}, 'label noise, share of faces'
+    fig = curve(lines, y='label_noise', xlabel=similarity_label(evidence), ylabel=ylabel, flat=[rows['real']])
+    return Finding(len(kept) == len(rows)-1, says, fig, columns=SET | {'equal error rate': 'eer:.1%'})
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c7922035
+# %% ../../nbs/77_experiment.beyond.ipynb #ce8508f5
 IDENTITY_CONSISTENCY = Study(
     'identity-consistency', 'a reviewer', 'faces of one inquiry keep one identity as m falls',
-    'By the judge: within- against between-identity ROC of the set itself (equal error rate), and label '
-    "noise: the share of faces nearer to another identity's centre than to their own without them.",
+    '''By the judge: within- against between-identity ROC of the set itself (equal error rate), and label
+    noise: the share of faces nearer to another identity's centre than to their own without them.''',
     lambda recipe: untrained(both_controls(recipe) | dict(real=REAL)), conclude_consistency)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c21a079d
-TRIED = (('DDIM', 5), ('DDIM', 10), ('DDIM', 20), ('DDIM', 50), ('DPM-Solver++', 5), ('DPM-Solver++', 10),
-    ('UniPC', 5), ('UniPC', 10))      # sampler, steps
+# %% ../../nbs/77_experiment.beyond.ipynb #cc96578b
+DDIM_STEPS, OTHER_STEPS = (5, 10, 20, 50), (5, 10)
 
-def step_arms(recipe):
+def step_arms(recipe:Recipe):
     "(sampler, steps) -> Arm"
-    def arm(sampler, steps):
-        other = '' if sampler == 'DDIM' else sampler
-        return Arm(f'{sampler} {steps}', middle(recipe), 'sphere', sampling=(f'steps={steps}',), sampler=other)
-    return {role: arm(*role) for role in TRIED}
+    roles = [('DDIM', k) for k in DDIM_STEPS]+[(name, k) for name in ('DPM-Solver++', 'UniPC') for k in OTHER_STEPS]
+    return {(name, k): Arm(
+        f'{name} {k}', middle(recipe), 'sphere', sampling=(f'steps={k}',),
+        sampler='' if name == 'DDIM' else name) for name, k in roles}
 
-def conclude_steps(lab, arms):
-    rows, most = list(measure_arms(lab, arms).values()), ('DDIM', 50)
-    others = [role for role in TRIED if role != most]
-    _, says, family = better(lab, [(arms[most], arms[role]) for role in others])
+def conclude_steps(evidence:Evidence):
+    "Ten and twenty steps are compared with fifty"
+    most = 'DDIM', 50
+    others = [role for role in evidence.arms if role != most]
+    _, words, family = better(evidence, [(most, role) for role in others])
     worse_by = dict(zip(others, family))
-    decides = [worse_by['DDIM', 10], worse_by['DDIM', 20]]
-    says += ' Held if fifty steps are at most one point better than ten and than twenty, interval and all.'
-    held = jointly(*(no_worse(c['lo'], c['hi'], .01) for c in decides))
-    return Finding(rows, SET | WORTH, held, says, bars(rows), family)
+    held = jointly(*(no_worse(worse_by['DDIM', k]['lo'], worse_by['DDIM', k]['hi'], .01) for k in (10, 20)))
+    says = f'''{words} Held if fifty steps are at most one point better than ten and than twenty, interval and all.'''
+    return Finding(held, says, bars(list(evidence.rows.values())), family)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c0871174
+# %% ../../nbs/77_experiment.beyond.ipynb #cdae1291
 STEPS = Study(
     'steps', 'beyond: fewer steps', 'ten steps of DDIM are as good as more',
     "The same noise and directions, drawn by several of diffusers' samplers; recognisers on every set.",
     step_arms, conclude_steps)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c08eb6dd
+# %% ../../nbs/77_experiment.beyond.ipynb #c3e6885b
 MARKERS = 'os^Dv'
 
-def plot_side(ax, rows, scale, sets):
-    "One family of groups below the other, the sets a little apart"
-    rows = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows]
-    places = list(dict.fromkeys(row['place'] for row in rows))
-    for row in rows:
-        k, (low, mean, high) = sets.index(row['name']), scale*np.array([row['lo'], row['mean'], row['hi']])
-        errors, y = np.diff([low, mean, high]).clip(0)[:, None], .2*(1-k)-places.index(row['place'])
-        ax.errorbar(mean, y, xerr=errors, fmt=MARKERS[k%5], color=COLOURS[k%7], capsize=2, ms=4)
-    for k, name in enumerate(sets): ax.plot([], [], MARKERS[k%5], color=COLOURS[k%7], label=name)
-    ax.set(yticks=-np.arange(len(places)), yticklabels=places)
-
-# %% ../../nbs/77_experiment.beyond.ipynb #ccfa7d9f
 def plot_groups(
     rows:list[dict], # what (accuracy or similarity), name, kind, group, mean, lo, hi
     judge:str, # who measured similarities
 )->Figure:
-    'Means by group with 95% intervals, one colour and shape a set: accuracy on the left, similarity on the '
-    'right'
+    "Means by group with 95% intervals, a colour and shape for each set: accuracy on the left, similarity on the right"
     fig = Figure(figsize=(9.6, 3.8), dpi=80, layout='constrained')
-    left, right = fig.subplots(1, 2)
+    titles = dict(accuracy='accuracy on pairs within a group, %', similarity=f'cosine to the inquiry, {judge}')
     sets = list(dict.fromkeys(row['name'] for row in rows))
-    plot_side(left, [row for row in rows if row['what'] == 'accuracy'], 100, sets)
-    plot_side(right, [row for row in rows if row['what'] == 'similarity'], 1, sets)
-    left.set_xlabel('accuracy on pairs within a group, %')
-    right.set_xlabel(f'cosine to the inquiry, {judge}')
-    handles = left.get_legend_handles_labels()
+    for ax, what in zip(fig.subplots(1, 2), titles):
+        own = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows if row['what'] == what]
+        places = list(dict.fromkeys(row['place'] for row in own))
+        for row in own:
+            k, v = sets.index(row['name']), np.array([row['lo'], row['mean'], row['hi']])
+            if what == 'accuracy': v = 100*v
+            ax.errorbar(
+                v[1], .2*(1-k)-places.index(row['place']), xerr=np.diff(v).clip(0)[:, None], fmt=MARKERS[k%5],
+                color=COLOURS[k%7], capsize=2, ms=4)
+        for k, name in enumerate(sets): ax.plot([], [], MARKERS[k%5], color=COLOURS[k%7], label=name)
+        ax.set(xlabel=titles[what], yticks=-np.arange(len(places)), yticklabels=places)
+    handles = ax.get_legend_handles_labels()
     fig.legend(*handles, loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c2b84e43
+# %% ../../nbs/77_experiment.beyond.ipynb #ce77d4d1
 def evenness(
     rows:list[dict], # name, what, kind, group, lo, hi, identities; groups of one person have no interval and are left out
     width:float=.1, # that all intervals of a family may span
 )->tuple[bool|None, dict, list]: # held, families (name, what, kind) -> rows, and the families with groups that lie apart
     "Are groups alike?"
-    families, spans = {}, []
+    families, apart, narrow = {}, [], True
     for row in rows:
         if row['identities'] > 1: families.setdefault((row['name'], row['what'], row['kind']), []).append(row)
-    apart = [k for k, v in families.items() if max(row['lo'] for row in v) > min(row['hi'] for row in v)]
-    for v in families.values(): spans.append(max(row['hi'] for row in v)-min(row['lo'] for row in v))
-    narrow = bool(spans) and max(spans) <= width
-    return False if apart else True if narrow else None, families, apart
+    for key, family in families.items():
+        low, high = [row['lo'] for row in family], [row['hi'] for row in family]
+        if max(low) > min(high): apart.append(key)
+        narrow = narrow and max(high)-min(low) <= width
+    return False if apart else True if families and narrow else None, families, apart
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cca0a74d
-def groups_of_people(lab)->tuple[dict, dict]: # of the inquiries and of the people of the pairs: kind -> groups, text
+# %% ../../nbs/77_experiment.beyond.ipynb #c041fe5a
+def groups_of_people(lab:Lab)->tuple: # of the inquiries and of the people of the pairs: kind -> groups, text
     "Who belongs to which group; raises CemiFaceError where that is not known"
-    toy, train, rows = lab.recipe.toy, lab.people.train, inquiry_rows(lab.context)[:len(lab.inquiries)]
+    toy, train, rows = lab.recipe.toy, lab.train, inquiry_rows(lab)[:len(lab.inquiries)]
     if lab.recipe.faces.source != 'toy':
         return {'file': read_groups(lab.out/'groups.csv', [train.names[train.labels[i]] for i in rows])}, {}
     inquired = toy_identities(toy.candidates, toy.seed, FIRST_PERSON['candidates'])[rows]
     return toy_groups(inquired), toy_groups(toy_identities(toy.test_identities, toy.seed, FIRST_PERSON['test']))
 
-# %% ../../nbs/77_experiment.beyond.ipynb #ca96d920
-def accuracy_by_group(lab, arm, groups):
-    "Rows of an arm: accuracy on pairs within a group"
-    left, right = lab.people.pairs.person_left, lab.people.pairs.person_right
-    correct, rows = correct_pairs(lab, arm).mean((0, 1)), []
-    for kind, group in groups.items():
-        both = np.where(group[left] == group[right], group[left], '')
-        found = by_group(np.where(both != '', correct, np.nan), both, left, right)
-        rows += [dict(name=arm.name, what='accuracy', kind=kind, **row) for row in found]
-    return rows
+# %% ../../nbs/77_experiment.beyond.ipynb #c26e37ff
+def accuracy_by_group(lab:Lab, arm:Arm, group): # group: of each person of the pairs
+    "Accuracy on pairs within a group"
+    left, right = lab.pairs.person_left, lab.pairs.person_right
+    both, correct = np.where(group[left] == group[right], group[left], ''), correct_pairs(lab, arm).mean((0, 1))
+    return by_group(np.where(both != '', correct, np.nan), both, left, right)
 
-def similarity_by_group(lab, arm, groups):
-    "Rows of an arm: similarity to the inquiry"
-    labels, rows = faces_of(lab, arm).labels, []
+def similarity_by_group(lab:Lab, arm:Arm, group): # group: of each inquiry
+    "Similarity of faces to their inquiry"
+    labels = faces_of(lab, arm).labels
     cosines = similarity_to_inquiry(judge_embeddings(lab, arm), inquiry_embeddings(lab, arm), labels)
-    for kind, group in groups.items():
-        rows += [dict(name=arm.name, what='similarity', kind=kind, **row) for row in by_group(cosines, group[labels], labels)]
-    return rows
+    return by_group(cosines, group[labels], labels)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cddba921
-def conclude_fairness(lab, arms):
-    (of_inquiries, of_pairs), rows = groups_of_people(lab), []
-    for arm in arms.values():
-        rows += accuracy_by_group(lab, arm, of_pairs)
-        if arm.kind == 'generated': rows += similarity_by_group(lab, arm, of_inquiries)
+# %% ../../nbs/77_experiment.beyond.ipynb #cae14773
+def conclude_fairness(evidence:Evidence):
+    "Groups that lie apart decide"
+    lab, rows = evidence.lab, []
+    of_inquiries, of_pairs = groups_of_people(lab)
+    for arm in evidence.arms.values():
+        measures = [('accuracy', accuracy_by_group, of_pairs)]
+        if arm.kind == 'generated': measures.append(('similarity', similarity_by_group, of_inquiries))
+        for what, measure, groups in measures:
+            for kind, group in groups.items():
+                found = measure(lab, arm, group)
+                rows += [dict(name=arm.name, what=what, kind=kind, **row) for row in found]
     for row in rows: row['lo'], row['hi'] = row['ci95']
     held, families, apart = evenness(rows)
     named = '; apart: ' + '; '.join(', '.join(k) for k in apart) if apart else ''
-    says = (f'{len(families)-len(apart)} of {len(families)} families of groups have overlapping '
-            f'intervals{named}. Overlap is no proof of equality.')
+    says = f'''{len(families)-len(apart)} of {len(families)} families of groups have overlapping intervals{named}. Overlap
+        is no proof of equality.'''
     columns = {'set': 'name', 'what': 'what', 'by': 'kind', 'group': 'group', 'people': 'identities:d',
         'mean': 'mean:.3f', 'low': 'lo:.3f', 'high': 'hi:.3f'}
-    return Finding(rows, columns, held, says, plot_groups(rows, lab.encoders.judge_name))
+    return Finding(held, says, plot_groups(rows, lab.judge_name), columns=columns, rows=rows)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c33f8f49
+# %% ../../nbs/77_experiment.beyond.ipynb #cb5f30df
 FAIRNESS = Study(
     'fairness', 'beyond: fairness', 'similarity and accuracy do not depend on the group of a person',
-    'Groups of people: thirds by skin tone and hair length on toy faces, else those of a file groups.csv '
-    '(columns identity, group) in the run folder. Similarity of faces to their inquiry, and accuracy on '
-    'pairs within a group; intervals draw people anew.',
+    '''Groups of people: thirds by skin tone and hair length on toy faces, else those of a file groups.csv
+    (columns identity, group) in the run folder. Similarity of faces to their inquiry, and accuracy on
+    pairs within a group; intervals draw people anew.''',
     lambda recipe: dict(easy=requested(1.), sphere=requested(middle(recipe), 'sphere'), real=REAL), conclude_fairness)
 
-# %% ../../nbs/77_experiment.beyond.ipynb #cdae95ab
+# %% ../../nbs/77_experiment.beyond.ipynb #cc61847d
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
     SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE,
     IDENTITY_CONSISTENCY, STEPS, FAIRNESS)}
 
-# %% ../../nbs/77_experiment.beyond.ipynb #c012ccde
+# %% ../../nbs/77_experiment.beyond.ipynb #ccdcde9d
 def choose_studies(
     names:list[str], # of studies; empty for all that fit the recipe
     recipe:Recipe, # that they are made of

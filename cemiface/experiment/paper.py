@@ -8,9 +8,10 @@ __all__ = ['SIMILARITY_GROUPS', 'M_SWEEP', 'M_RANGES', 'M_TRAINING', 'MIXTURES',
            'IDENTITY_ENCODER', 'CENTRE_LEVELS', 'CENTRES', 'DYNAMICS', 'ROC', 'COST', 'PAPER_STUDIES', 'half_volume',
            'plot_maps', 'parameters', 'centre_arms']
 
-# %% ../../nbs/76_experiment.paper.ipynb #c40df3c8
+# %% ../../nbs/76_experiment.paper.ipynb #c7e737d6
 import copy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -25,92 +26,106 @@ from ..analysis.similarity import pair_cosines, random_pairs, similarity_to_inqu
 from ..analysis.variety import frechet_distance, map_points
 from .bench import count_flops
 from .arms import (
-    Arm, compare_arms, COPIES, faces_of, inquiry_embeddings, judge_embeddings, measure_arms, photo_groups, REAL,
+    Arm, COPIES, faces_of, generator_numbers, inquiry_embeddings, judge_embeddings, photo_groups, REAL,
     recogniser_config, recogniser_similarities, requested, training_history)
 from .study import (
-    better, both_controls, claims_better, Finding, jointly, kinds, middle, needs_dropout, needs_toy, peak, scalar_levels,
-    SET, similarity_label, sphere_levels, strip, Study, untrained, words_of, WORTH)
+    better, both_controls, claims_better, compare, Evidence, Finding, jointly, kinds, middle, needs_dropout,
+    needs_toy, peak, scalar_levels, SET, sphere_arm, sphere_levels, strip, Study, untrained, words_of, WORTH)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c398f5f0
-def group_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #ca6fe41e
+def group_arms(recipe:Recipe):
     groups = min(5, recipe.toy.per_identity if recipe.faces.source == 'toy' else 2)
     return {k: Arm(f'group {k+1}', kind='group', group=k) for k in range(groups)}
 
-def conclude_groups(lab, arms):
-    rows, groups = measure_arms(lab, arms), {g['group']: g for g in photo_groups(lab)[1]}
+def conclude_groups(evidence:Evidence):
+    "The best group is compared with the first and the last"
+    rows, groups = evidence.rows, {g['group']: g for g in photo_groups(evidence.lab)[1]}
     for k, row in rows.items(): row |= {key: groups[k][key] for key in ('mean', 'min', 'max')}
-    held, says, family = peak(lab, list(arms.values()))
-    columns = {'set': 'name', 'images': 'images:,d', 'mean': 'mean:.2f', 'min': 'min:.2f', 'max': 'max:.2f', **WORTH}
-    rows = list(rows.values())
-    xlabel = f'cosine to the centre of the identity, {lab.encoders.judge_name}'
-    return Finding(rows, columns, held, says, curve({'real photos': rows}, 'mean', xlabel=xlabel), family)
+    held, says, family = peak(evidence, rows)
+    columns = {
+        'set': 'name', 'images': 'images:,d', 'mean': 'mean:.2f', 'min': 'min:.2f', 'max': 'max:.2f', **WORTH}
+    xlabel = f'cosine to the centre of the identity, {evidence.lab.judge_name}'
+    fig = curve({'real photos': list(rows.values())}, 'mean', xlabel=xlabel)
+    return Finding(held, says, fig, family, columns)
 
 # %% ../../nbs/76_experiment.paper.ipynb #cd83d83f
 SIMILARITY_GROUPS = Study(
     'similarity-groups', 'Tab 1',
-    'of real photos grouped by similarity to the centre of their identity, neither the most nor the least '
-    'similar group trains the best recogniser',
-    'The training photos of every identity are cut into groups of equal size by the cosine to the '
-    "identity's centre, by the judge; a recogniser is trained on as many photos of each group. Mean and "
-    'bounds are those of the whole group.',
+    '''of real photos grouped by similarity to the centre of their identity, neither the most nor the least
+    similar group trains the best recogniser''',
+    '''The training photos of every identity are cut into groups of equal size by the cosine to the
+    identity's centre, by the judge; a recogniser is trained on as many photos of each group. Mean and
+    bounds are those of the whole group.''',
     group_arms, conclude_groups, needs_toy('it needs several photos of each of many people'))
 
-# %% ../../nbs/76_experiment.paper.ipynb #cb76a621
-def sweep_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #ca0333b7
+def rank_of_m(
+    rows, # of a table
+)->float:
+    "Rank correlation of m and the achieved similarity"
+    return spearmanr([row['m'] for row in rows], [row['similarity'] for row in rows]).statistic
+
+def similarity_label(evidence:Evidence):
+    "Of an axis"
+    return f'cosine to the inquiry, {evidence.lab.judge_name}'
+
+# %% ../../nbs/76_experiment.paper.ipynb #c6df2293
+def sweep_arms(recipe:Recipe):
+    "m -> Arm, real and copies"
     return {m: requested(m) for m in scalar_levels(recipe)} | dict(real=REAL, copies=COPIES)
 
-def conclude_sweep(lab, arms):
-    rows, levels = measure_arms(lab, arms), scalar_levels(lab.recipe)
-    held, says, family = peak(lab, [arms[m] for m in levels])
-    sweep = [rows[m] for m in levels]
-    rank = spearmanr(levels, [row['similarity'] for row in sweep]).statistic
-    says += (f' Achieved similarity follows m with a rank correlation of {rank:.2f}, '
-             f'from {sweep[0]["similarity"]:.2f} to {sweep[-1]["similarity"]:.2f}.')
-    flat = [rows['real'], rows['copies']]
-    fig = curve({'scalar control': sweep}, flat=flat, xlabel=similarity_label(lab))
-    return Finding([*sweep, *flat], SET | WORTH, held, says, fig, family, dict(rank_correlation=rank))
+def conclude_sweep(evidence:Evidence):
+    "The best level is compared with m = 1 and m = -1"
+    levels, flat = scalar_levels(evidence.lab.recipe), [evidence.rows[k] for k in ('real', 'copies')]
+    sweep = [evidence.rows[m] for m in levels]
+    held, words, family = peak(evidence, levels)
+    rank = rank_of_m(sweep)
+    says = f'''{words} Achieved similarity follows m with a rank correlation of {rank:.2f},
+        from {sweep[0]["similarity"]:.2f} to {sweep[-1]["similarity"]:.2f}.'''
+    fig = curve({'scalar control': sweep}, flat=flat, xlabel=similarity_label(evidence))
+    return Finding(held, says, fig, family, notes=dict(rank_correlation=rank))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c3a9acd7
+# %% ../../nbs/76_experiment.paper.ipynb #c9b9fbf7
 M_SWEEP = Study(
     'm-sweep', 'Fig 4, Tab 11', 'accuracy over the scalar m peaks inside the range, not at m = 1',
-    "One set for each level of the paper's scalar m, one recogniser recipe for all, beside real photos of "
-    'the same number and copies of the inquiries alone.',
+    '''One set for each level of the paper's scalar m, one recogniser recipe for all, beside real photos of
+    the same number and copies of the inquiries alone.''',
     sweep_arms, conclude_sweep)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c8a3aa73
-M_RANGES = {                # key of TUNINGS -> name in the table
-    'm = 0': 'm = 0', '[0, 1], step .02': '[0, 1], step .02', 'nothing changed': '[-1, 1], step .02',
-    '[-1, 1], step .04': '[-1, 1], step .04', '[-1, 1], step .06': '[-1, 1], step .06', 'continuous m': 'continuous m'}
+# %% ../../nbs/76_experiment.paper.ipynb #c73b9478
+M_RANGES = {'nothing changed': '[-1, 1], step .02'}      # key of TUNINGS -> name in the table
 
-# %% ../../nbs/76_experiment.paper.ipynb #ce31eb4b
-def range_arms(recipe):
+M_RANGES = {k: M_RANGES.get(k, k) for k in (
+    'm = 0', '[0, 1], step .02', 'nothing changed', '[-1, 1], step .04', '[-1, 1], step .06', 'continuous m')}
+
+# %% ../../nbs/76_experiment.paper.ipynb #c85a2cd3
+def range_arms(recipe:Recipe):
     "(tuning, m) -> every range at m = 0, and its two ends, which no recogniser is trained on"
     ends = {(k, m): Arm(f'{k} at {m:g}', m, tuning=k) for k in M_RANGES for m in (1., -1.)}
     return {(k, 0.): Arm(name, 0., tuning=k) for k, name in M_RANGES.items()} | untrained(ends)
 
-def conclude_ranges(lab, arms):
-    found, rows = measure_arms(lab, arms), {}
-    for k in M_RANGES: rows[k] = found[k, 0.] | dict(range=found[k, 1.]['similarity']-found[k, -1.]['similarity'])
-    held, says, family = better(
-        lab, [(arms['nothing changed', 0.], arms[k, 0.]) for k in ('m = 0', '[0, 1], step .02')])
-    steps, continuous = rows['nothing changed']['range'], rows['continuous m']['range']
-    says += (f' From m = 1 to m = -1 the similarity falls by {steps:.2f} with steps of .02 and by '
-             f'{continuous:.2f} with continuous m. Held if both differences are sure and continuous m moves '
-             'less than half as far.')
-    rows = list(rows.values())
-    columns = SET | {'range of m': 'range:.2f'} | WORTH
-    return Finding(rows, columns, jointly(held, continuous < steps/2), says, bars(rows), family)
+def conclude_ranges(evidence:Evidence):
+    "Two differences at m = 0, and how far the similarity moves"
+    found, grid = evidence.rows, 'nothing changed'
+    rows = {k: found[k, 0.] | dict(range=found[k, 1.]['similarity']-found[k, -1.]['similarity']) for k in M_RANGES}
+    held, words, family = better(evidence, [((grid, 0.), (k, 0.)) for k in ('m = 0', '[0, 1], step .02')])
+    steps, continuous = rows[grid]['range'], rows['continuous m']['range']
+    says = f'''{words} From m = 1 to m = -1 the similarity falls by {steps:.2f} with steps of .02 and by
+        {continuous:.2f} with continuous m. Held if both differences are sure and continuous m moves less than half
+        as far.'''
+    rows, columns = list(rows.values()), SET | {'range of m': 'range:.2f'} | WORTH
+    return Finding(jointly(held, continuous < steps/2), says, bars(rows), family, columns, rows)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cdaea041
+# %% ../../nbs/76_experiment.paper.ipynb #c2d978ca
 M_TRAINING = Study(
     'm-training', 'Tab 2',
-    'training on m in [-1, 1] is better than on [0, 1] or one value, and with continuous m the generator no '
-    'longer follows m',
-    "The recipe's generator is trained further with each range and step of m, for as many views; sets at m "
-    '= 0 are compared, and how far the similarity moves from m = 1 to m = -1.',
+    '''training on m in [-1, 1] is better than on [0, 1] or one value, and with continuous m the generator
+    no longer follows m''',
+    '''The recipe's generator is trained further with each range and step of m, for as many views; sets at
+    m = 0 are compared, and how far the similarity moves from m = 1 to m = -1.''',
     range_arms, conclude_ranges)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cf14a40d
+# %% ../../nbs/76_experiment.paper.ipynb #cfdeab73
 MIXTURES = {'0': 0., '0 to .1': (0., .02, .04, .06, .08, .1),
     '-.1 to .1': tuple(np.linspace(-.1, .1, 11).round(2).tolist()),
     '0 and .5': (0., .5), '0 and .9': (0., .9), '0 and 1': (0., 1.)}
@@ -121,138 +136,136 @@ M_MIXING = Study(
     lambda recipe: {name: Arm(name, m) for name, m in MIXTURES.items()},
     claims_better(*(('0', name) for name in MIXTURES if name != '0')))
 
-# %% ../../nbs/76_experiment.paper.ipynb #ca40d6b1
-def inquiry_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #c4dbff9a
+INQUIRIES = 'given', 'synthetic', 'low quality'
+
+def inquiry_arms(recipe:Recipe):
     "(kind of inquiries, control) under both controls, and then two tunings"
-    m = dict(scalar=0., sphere=middle(recipe))
-    kinds_of_inquiries = [(kind, c) for c in m for kind in ('given', 'synthetic', 'low quality')]
-    arms = {(kind, c): Arm(f'{kind}, {c} {m[c]:+.2f}', m[c], c, inquiries=kind) for kind, c in kinds_of_inquiries}
+    m, arms = dict(scalar=0., sphere=middle(recipe)), {}
+    for c in m: arms |= {(k, c): Arm(f'{k}, {c} {m[c]:+.2f}', m[c], c, inquiries=k) for k in INQUIRIES}
     for k in ('nothing changed', 'half of the faces'):
         arms[k] = Arm(f'{k}, sphere {m["sphere"]:+.2f}', m['sphere'], 'sphere', tuning=k)
     return arms
 
-def conclude_inquiries(lab, arms):
-    given, synthetic, low = ([arms[kind, c] for c in ('scalar', 'sphere')] for kind in ('given', 'synthetic', 'low quality'))
-    rows = list(measure_arms(lab, arms).values())
-    costs = [compare_arms(lab, a, b) for a, b in zip(given, synthetic)]
-    generators = arms['nothing changed'], arms['half of the faces']
-    held, says, family = better(lab, [*zip(given, low), generators, *zip(synthetic, low)], costs)
-    says += f' Given against synthetic: {words_of(costs)}.'
-    return Finding(rows, SET | WORTH, held, says, bars(rows), family+costs)
+def conclude_inquiries(evidence:Evidence):
+    "Low quality is compared with both other kinds, and half of the faces with all"
+    given, synthetic, low = ([(k, c) for c in ('scalar', 'sphere')] for k in INQUIRIES)
+    costs = [compare(evidence, *pair) for pair in zip(given, synthetic)]
+    pairs = [*zip(given, low), ('nothing changed', 'half of the faces'), *zip(synthetic, low)]
+    held, words, family = better(evidence, pairs, costs)
+    says = f'{words} Given against synthetic: {words_of(costs)}.'
+    return Finding(held, says, bars(list(evidence.rows.values())), family+costs)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cd017378
+# %% ../../nbs/76_experiment.paper.ipynb #c3bb8e3d
 DATA = Study(
     'data', 'Tabs 4, 5',
-    'synthetic inquiries cost little against real ones, low quality costs more, and so does a generator of '
-    'fewer faces',
-    'Three kinds of inquiries under both controls: given faces, faces that the generator draws without '
-    'condition, and the given ones at half the resolution and with noise. And two generators trained '
-    'further, on all faces and on half of them.',
+    '''synthetic inquiries cost little against real ones, low quality costs more, and so does a generator
+    of fewer faces''',
+    '''Three kinds of inquiries under both controls: given faces, faces that the generator draws without
+    condition, and the given ones at half the resolution and with noise. And two generators trained
+    further, on all faces and on half of them.''',
     inquiry_arms, conclude_inquiries, needs_dropout)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c440438e
+# %% ../../nbs/76_experiment.paper.ipynb #cb3f9b7e
 def half_volume(
     recipe:Recipe, # with its volume
 )->str: # as in study.volumes
     "Half of the identities, two at least; nested in the whole"
     return f'{max(2, recipe.inquiries.identities//2)}x{recipe.generation.per_identity}'
 
-# %% ../../nbs/76_experiment.paper.ipynb #c4255d67
-def volume_arms(recipe):
-    "(easy, semi, sphere or real, whole or half)"
-    kinds_in_order = {k: kinds(recipe)[k] for k in ('semi', 'sphere', 'easy', 'real')}
-    kinds_in_order['easy'] = replace(kinds_in_order['easy'], name='DCFace')
-    arms = {}
+# %% ../../nbs/76_experiment.paper.ipynb #c21a93ff
+def volume_arms(recipe:Recipe):
+    "(semi, sphere, easy or real, whole or half) -> Arm"
+    of_kind, arms = kinds(recipe), {}
+    of_kind['easy'] = replace(of_kind['easy'], name='DCFace')
     for part, more, volume in (('whole', '', ''), ('half', ' at 1/2', half_volume(recipe))):
-        for k, arm in kinds_in_order.items(): arms[k, part] = replace(arm, name=arm.name+more, volume=volume)
+        for k in ('semi', 'sphere', 'easy', 'real'):
+            arms[k, part] = replace(of_kind[k], name=of_kind[k].name+more, volume=volume)
     return arms
 
-def conclude_volumes(lab, arms):
-    rows, pairs, closed = measure_arms(lab, arms), [], {}
+def conclude_volumes(evidence:Evidence):
+    "Both semi-hard sets of both volumes are compared with the easy ones"
+    rows, pairs, closed = evidence.rows, [], {}
     for (_, part), row in rows.items(): row['gap'] = 100*(rows['real', part]['accuracy']-row['accuracy'])
     for part in ('whole', 'half'):
         easy = rows['easy', part]['gap']
-        for k in ('semi', 'sphere'):
-            pairs.append((arms[k, part], arms['easy', part]))
-            if easy > 0: closed[arms[k, part].name] = 1-rows[k, part]['gap']/easy
-    held, says, family = better(lab, pairs)
-    words = ', '.join(f'{name} {fraction:.0%}' for name, fraction in closed.items()) or 'there was none'
-    says += f' Closed of the gap: {words}. Held if every difference is sure and every share above one half.'
+        for role in (('semi', part), ('sphere', part)):
+            pairs.append((role, ('easy', part)))
+            if easy > 0: closed[rows[role]['name']] = 1-rows[role]['gap']/easy
+    held, words, family = better(evidence, pairs)
+    fractions = ', '.join(f'{name} {v:.0%}' for name, v in closed.items()) or 'there was none'
+    says = f'''{words} Closed of the gap: {fractions}. Held if every difference is sure and every share above one
+        half.'''
     most = True if len(closed) == len(pairs) and min(closed.values()) > .5 else None
-    rows = list(rows.values())
-    return Finding(rows, SET | WORTH | {'gap to real': 'gap:+.2f'}, jointly(held, most), says, bars(rows), family)
+    fig, columns = bars(list(rows.values())), SET | WORTH | {'gap to real': 'gap:+.2f'}
+    return Finding(jointly(held, most), says, fig, family, columns)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cbb7942d
+# %% ../../nbs/76_experiment.paper.ipynb #c343c74c
 COMPARISON = Study(
     'comparison', 'Tab 6',
     'semi-hard faces close most of the gap between m = 1 (as DCFace) and real photos, at every volume',
-    "Nested volumes (half of the identities are part of the whole): the paper's control at m = 0, the "
-    'sphere at its middle level, m = 1 as a stand-in for DCFace, whose faces reconstruct their identity '
-    'image, and real photos of the same number.',
+    '''Nested volumes (half of the identities are part of the whole): the paper's control at m = 0, the
+    sphere at its middle level, m = 1 as a stand-in for DCFace, whose faces reconstruct their identity
+    image, and real photos of the same number.''',
     volume_arms, conclude_volumes)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cb5f87c9
-def add_spread(lab, arm, row):
-    "Add how the faces lie around their inquiry to a row; the cosines to the inquiry"
+# %% ../../nbs/76_experiment.paper.ipynb #cd9bc47f
+def add_spread(evidence:Evidence, role): # role: of the row
+    "Add to a row how the faces lie around their inquiry; the cosines to the inquiry, where there are any"
+    lab, arm, row = evidence.lab, evidence.arms[role], evidence.rows[role]
     labels, embeddings = faces_of(lab, arm).labels, judge_embeddings(lab, arm)
     row['random pairs'] = float(pair_cosines(embeddings, *random_pairs(labels, 2000, True)).mean())
-    if arm.kind == 'real': return None
+    if arm.kind == 'real': return {}
     cosines = similarity_to_inquiry(embeddings, inquiry_embeddings(lab, arm), labels)
     means = [cosines[labels == k].mean() for k in np.unique(labels)]
     row |= dict(even=row['similarity']**2, bins=np.histogram(means, np.linspace(-1, 1, 21))[0].tolist())
-    return cosines
+    return {arm.name: cosines}
 
-def conclude_statistics(lab, arms):
-    rows, cosines = measure_arms(lab, arms), {}
-    for k, arm in arms.items():
-        found = add_spread(lab, arm, rows[k])
-        if found is not None: cosines[arm.name] = found
-    easy, semi, sphere, real = (rows[k] for k in ('easy', 'semi', 'sphere', 'real'))
-    less_similar = semi['similarity'] < easy['similarity']
-    held = less_similar and semi['within'] < real['within'] < easy['within']
-    says = (f'Similarity to the inquiry falls from {easy["similarity"]:.3f} at m = 1 to '
-            f'{semi["similarity"]:.3f} at m = 0 and {sphere["similarity"]:.3f} on the sphere; within an '
-            f'identity it is {easy["within"]:.2f}, {semi["within"]:.2f} and {sphere["within"]:.2f}, among '
-            f'real photos {real["within"]:.2f}. Spread evenly round the inquiry, faces of m = 0 would have '
-            f'{semi["even"]:.2f} within an identity.')
+def conclude_statistics(evidence:Evidence):
+    "The order of means decides"
+    cosines = {}
+    for role in evidence.arms: cosines |= add_spread(evidence, role)
+    easy, semi, sphere, real = (evidence.rows[k] for k in ('easy', 'semi', 'sphere', 'real'))
+    held = semi['similarity'] < easy['similarity'] and semi['within'] < real['within'] < easy['within']
+    says = f'''Similarity to the inquiry falls from {easy["similarity"]:.3f} at m = 1 to {semi["similarity"]:.3f} at
+        m = 0 and {sphere["similarity"]:.3f} on the sphere; within an identity it is {easy["within"]:.2f},
+        {semi["within"]:.2f} and {sphere["within"]:.2f}, among real photos {real["within"]:.2f}. Spread evenly round
+        the inquiry, faces of m = 0 would have {semi["even"]:.2f} within an identity.'''
     fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
-    plot_similarity(cosines, lab.encoders.judge_name, fig.subplots())
-    columns = SET | {'spread': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
-    return Finding(list(rows.values()), columns, held, says, fig)
+    plot_similarity(cosines, evidence.lab.judge_name, fig.subplots())
+    spread = {'spread': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
+    return Finding(held, says, fig, columns=SET | spread)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cc0bd78c
+# %% ../../nbs/76_experiment.paper.ipynb #caac952f
 SIMILARITY_STATISTICS = Study(
     'similarity-statistics', 'Tab 7, rebuttal',
-    'at m = 0 faces are less similar to their inquiry and to each other than at m = 1, and real photos of '
-    'one person lie between',
-    'By the judge: cosine to the inquiry and its spread, mean cosine of random pairs of one identity, '
-    'identities by their mean similarity in steps of 0.1, and whether the faces lie evenly round their '
-    'inquiry (then within would be the square of the similarity).',
+    '''at m = 0 faces are less similar to their inquiry and to each other than at m = 1, and real photos of
+    one person lie between''',
+    '''By the judge: cosine to the inquiry and its spread, mean cosine of random pairs of one identity,
+    identities by their mean similarity in steps of 0.1, and whether the faces lie evenly round their
+    inquiry (then within would be the square of the similarity).''',
     lambda recipe: untrained(kinds(recipe)), conclude_statistics)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c48a2595
-def rank_of_m(rows):
-    "Rank correlation of m and the achieved similarity"
-    return spearmanr([row['m'] for row in rows], [row['similarity'] for row in rows]).statistic
-
-def conclude_grid(lab, arms):
-    rows, ranks = measure_arms(lab, arms), {}
+# %% ../../nbs/76_experiment.paper.ipynb #c98f0d66
+def conclude_grid(evidence:Evidence):
+    "The ranks of both controls decide"
+    ranks = {}
     for control in ('scalar', 'sphere'):
-        own = [row for (c, _), row in rows.items() if c == control]
-        if len(own) > 1: ranks[control] = rank_of_m(own)
+        rows = [row for (c, _), row in evidence.rows.items() if c == control]
+        if len(rows) > 1: ranks[control] = rank_of_m(rows)
     words = ', '.join(f'{rank:.2f}' for rank in ranks.values())
     says = f'Rank correlation of m and achieved similarity: {words} ({", ".join(ranks)}).'
-    notes = dict(rank_correlations=list(ranks.values()))
-    return Finding(list(rows.values()), SET, min(ranks.values()) > .95, says, strip(lab, list(arms)), notes=notes)
+    figure, notes = strip(evidence.lab, evidence.arms), dict(rank_correlations=list(ranks.values()))
+    return Finding(min(ranks.values()) > .95, says, figure, columns=SET, notes=notes)
 
-# %% ../../nbs/76_experiment.paper.ipynb #ca26f23f
+# %% ../../nbs/76_experiment.paper.ipynb #cab671c8
 GRID = Study(
     'grid', 'Figs 5, 6, 8, 9', 'along a row of the same noise, faces leave their inquiry as m falls',
-    'Inquiry on the left, then one column a level of m, scalar control before sphere control; noise and '
-    "direction stay the same along a row. The ranks are those of the sets' mean similarity by the judge.",
+    '''Inquiry on the left, then one column a level of m, scalar control before sphere control; noise and
+    direction stay the same along a row. The ranks are those of the sets' mean similarity by the judge.''',
     lambda recipe: untrained(both_controls(recipe)), conclude_grid)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cd6a84bb
+# %% ../../nbs/76_experiment.paper.ipynb #cfe6a951
 def plot_maps(
     clouds:dict, # title -> (embeddings (n,d), identity of each (n,)); eight at most
     people:int=8, # identities shown, each by a colour and a shape
@@ -268,59 +281,58 @@ def plot_maps(
         ax.set(title=title, xticks=[], yticks=[])
     return fig
 
-# %% ../../nbs/76_experiment.paper.ipynb #cc4c3f5a
-def map_arms(recipe):
-    k = kinds(recipe)
+# %% ../../nbs/76_experiment.paper.ipynb #c2cb3482
+def map_arms(recipe:Recipe):
+    "Easy, semi, hard, sphere, real, and two kinds of centres"
     return untrained(dict(
-        easy=k['easy'], semi=k['semi'], hard=requested(-1.), sphere=k['sphere'], real=REAL,
+        easy=requested(1.), semi=requested(0.), hard=requested(-1.), sphere=sphere_arm(middle(recipe)), real=REAL,
         centres=Arm('class centres', 1., kind='direct', inquiries='centres'),
         random=Arm('random centres', 1., kind='direct', inquiries='random')))
 
-def conclude_map(lab, arms):
-    rows = measure_arms(lab, arms)
-    noise = {k: row['label_noise'] for k, row in rows.items()}
-    fig = plot_maps({arm.name: (judge_embeddings(lab, arm), faces_of(lab, arm).labels) for arm in arms.values()})
+def conclude_map(evidence:Evidence):
+    "The label noise at m = 1, 0 and -1 decides"
+    lab, clouds = evidence.lab, {}
+    for arm in evidence.arms.values(): clouds[arm.name] = judge_embeddings(lab, arm), faces_of(lab, arm).labels
+    noise = {k: row['label_noise'] for k, row in evidence.rows.items()}
     held = None if noise['semi'] == noise['hard'] else noise['easy'] <= noise['semi'] < noise['hard']
-    says = ("Label noise (faces nearer to another identity's centre than to their own): "
-            f"{noise['easy']:.1%} at m = 1, "
-            f'{noise["semi"]:.1%} at m = 0, {noise["hard"]:.1%} at m = -1, {noise["sphere"]:.1%} on the '
-            f'sphere at {arms["sphere"].m:g}, {noise["random"]:.1%} round random centres.')
-    return Finding(list(rows.values()), SET, held, says, fig)
+    says = f'''Label noise (faces nearer to another identity's centre than to their own): {noise["easy"]:.1%} at m = 1,
+        {noise["semi"]:.1%} at m = 0, {noise["hard"]:.1%} at m = -1, {noise["sphere"]:.1%} on the sphere at
+        {evidence.arms["sphere"].m:g}, {noise["random"]:.1%} round random centres.'''
+    return Finding(held, says, plot_maps(clouds), columns=SET)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c3729dfa
+# %% ../../nbs/76_experiment.paper.ipynb #c18d4f7b
 MAP = Study(
     'map', 'Fig 7', 'semi-hard faces lie round their inquiry, easy ones on it, and hard ones among other identities',
-    "t-SNE of the judge's unit embeddings, eight identities a set; in numbers, the rank-1 rate to the own "
-    'inquiry, and the leave-one-out label noise, which decides between m = 1, 0 and -1.',
+    '''t-SNE of the judge's unit embeddings, eight identities a set; in numbers, the rank-1 rate to the own
+    inquiry, and the leave-one-out label noise, which decides between m = 1, 0 and -1.''',
     map_arms, conclude_map, needs_toy('it needs class centres of enough people'))
 
-# %% ../../nbs/76_experiment.paper.ipynb #cbbd7161
-def conclude_fid(lab, arms):
-    rows, train = measure_arms(lab, arms), lab.people.train
-    n = min(len(train), *(len(faces_of(lab, arm)) for arm in arms.values()))
-    rng, judge = np.random.default_rng(0), lab.encoders.judge
+# %% ../../nbs/76_experiment.paper.ipynb #c73c997e
+def conclude_fid(evidence:Evidence):
+    "The distances at m = 0 and m = 1 decide"
+    lab, rng = evidence.lab, np.random.default_rng(0)
+    sets = {k: faces_of(lab, arm).images for k, arm in evidence.arms.items()}
+    n = min(map(len, (lab.train, *sets.values())))
     def some(images): return images[np.sort(rng.permutation(len(images))[:n])]
-    photos = some(train.images)
-    for k, arm in arms.items():
-        rows[k]['fid'] = frechet_distance(some(faces_of(lab, arm).images), photos, judge, device=lab.device)
-    easy, semi, sphere, real = (rows[k]['fid'] for k in ('easy', 'semi', 'sphere', 'real'))
-    says = (f'Distance {easy:.2f} at m = 1, {semi:.2f} at m = 0, {sphere:.2f} on the sphere at '
-            f'{arms["sphere"].m:g}, {real:.2f} for other real photos. A distance has no interval here; m = '
-            '0 against m = 1 decides, by a tenth or more.')
-    held = True if semi > 1.1*easy else False if easy > 1.1*semi else None
-    rows = list(rows.values())
-    fig = bars(rows, 'fid', f'Frechet distance, features of {lab.encoders.judge_name}')
-    return Finding(rows, SET | {'FID (judge)': 'fid:.2f'}, held, says, fig)
+    photos = some(lab.train.images)
+    fid = {k: frechet_distance(some(images), photos, lab.judge, device=lab.device) for k, images in sets.items()}
+    for k, row in evidence.rows.items(): row['fid'] = fid[k]
+    says = f'''Distance {fid["easy"]:.2f} at m = 1, {fid["semi"]:.2f} at m = 0, {fid["sphere"]:.2f} on the sphere at
+        {evidence.arms["sphere"].m:g}, {fid["real"]:.2f} for other real photos. A distance has no interval here; m = 0
+        against m = 1 decides, by a tenth or more.'''
+    held = True if fid['semi'] > 1.1*fid['easy'] else False if fid['easy'] > 1.1*fid['semi'] else None
+    fig = bars(list(evidence.rows.values()), 'fid', f'Frechet distance, features of {lab.judge_name}')
+    return Finding(held, says, fig, columns=SET | {'FID (judge)': 'fid:.2f'})
 
-# %% ../../nbs/76_experiment.paper.ipynb #c9178699
+# %% ../../nbs/76_experiment.paper.ipynb #cf150e94
 FID = Study(
     'fid', 'supplement', 'semi-hard faces are further from real photos, by FID, than those of m = 1',
-    'Frechet distance to training photos, as many on either side, in the features of the judge (the usual '
-    'Inception weights are fetched from a hub; cemiface.analysis.frechet_distance takes either). The row of '
-    'real photos holds other photos: the distance that sampling alone makes.',
+    '''Frechet distance to training photos, as many on either side, in the features of the judge (the usual
+    Inception weights are fetched from a hub; cemiface.analysis.frechet_distance takes either). The row
+    of real photos holds other photos: the distance that sampling alone makes.''',
     lambda recipe: untrained(kinds(recipe)), conclude_fid)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c1ed8335
+# %% ../../nbs/76_experiment.paper.ipynb #c97c3450
 LAMBDAS = ('lambda .01', 'lambda .05', 'lambda .1', 'lambda .5', 'no similarity loss')
 
 LAMBDA = Study(
@@ -329,7 +341,7 @@ LAMBDA = Study(
     lambda recipe: {k: Arm(k, 0., tuning=k) for k in LAMBDAS},
     claims_better(('lambda .01', 'lambda .5'), ('lambda .05', 'lambda .5')))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c6aafd02
+# %% ../../nbs/76_experiment.paper.ipynb #c8907078
 DISTANCE = Study(
     'distance', 'Tab 13', 'a loss on the cosine is better than one on the Euclidean distance',
     "The recipe's generator is trained further with either distance, for as many views; sets at m = 0.",
@@ -337,7 +349,7 @@ DISTANCE = Study(
         cosine=Arm('cosine', 0., tuning='nothing changed'), Euclidean=Arm('Euclidean', 0., tuning='Euclidean')),
     claims_better(('cosine', 'Euclidean')))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c9a15d88
+# %% ../../nbs/76_experiment.paper.ipynb #cfa903d3
 def parameters(
     config:CosFaceConfig, # section recogniser of a recipe
     size:int, # of faces, in pixels
@@ -346,8 +358,9 @@ def parameters(
     with torch.device('meta'): backbone = build_backbone(config.arch, config.dim, size, size)
     return sum(p.numel() for p in backbone.parameters())
 
-# %% ../../nbs/76_experiment.paper.ipynb #c5bdf097
-def recogniser_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #c8239c98
+def recogniser_arms(recipe:Recipe):
+    "Name -> Arm of one set, whose recognisers differ"
     dim = recipe.recogniser.dim
     changes = {'as in the recipe': (), 'half as wide an embedding': (f'dim={max(2, dim//2)}',),
         'twice as wide an embedding': (f'dim={2*dim}',)}
@@ -355,154 +368,162 @@ def recogniser_arms(recipe):
     else: changes |= {'IR-18': ('arch="ir18"', 'dim=512'), 'IR-SE-50': ('arch="irse50"', 'dim=512')}
     return {k: Arm(k, middle(recipe), 'sphere', recogniser=o) for k, o in changes.items()}
 
-def conclude_recognisers(lab, arms):
-    n = {k: parameters(recogniser_config(lab, arm), lab.recipe.faces.size) for k, arm in arms.items()}
-    own, pairs = 'as in the recipe', []
-    for k in arms:
-        if k != 'half as wide an embedding' and n[k] != n[own]: pairs.append((k, own) if n[k] > n[own] else (own, k))
-    return claims_better(*pairs, columns={'recogniser': 'name', 'images': 'images:,d'})(lab, arms)
+def conclude_recognisers(evidence:Evidence):
+    "The larger of two networks is claimed to be better, whatever the recipe's own is"
+    lab, own, pairs, sizes = evidence.lab, 'as in the recipe', [], {}
+    for k, arm in evidence.arms.items(): sizes[k] = parameters(recogniser_config(lab, arm), lab.recipe.faces.size)
+    for k, n in sizes.items():
+        if n == sizes[own] or k == 'half as wide an embedding': continue
+        pairs.append((k, own) if n > sizes[own] else (own, k))
+    return claims_better(*pairs, columns={'recogniser': 'name', 'images': 'images:,d'})(evidence)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cc8e81e6
+# %% ../../nbs/76_experiment.paper.ipynb #cde42ce2
 BACKBONE = Study(
     'backbone', 'Tab 12', 'a larger recogniser gains from the same set',
     'One set on the sphere, recognisers of several sizes, everything else as in the recipe.',
     recogniser_arms, conclude_recognisers)
 
-# %% ../../nbs/76_experiment.paper.ipynb #cd9e063a
-def encoder_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #c4955aae
+def encoder_arms(recipe:Recipe):
     "(margin loss, control) -> Arm"
     m = dict(scalar=0., sphere=middle(recipe))
     roles = [(head, c) for c in m for head in ('CosFace', 'AdaFace')]
     return {(head, c): Arm(f'{head}, {c} {m[c]:+.2f}', m[c], c, tuning=head) for head, c in roles}
 
-# %% ../../nbs/76_experiment.paper.ipynb #c02dec61
+# %% ../../nbs/76_experiment.paper.ipynb #c38c748b
 IDENTITY_ENCODER = Study(
     'identity-encoder', 'Tab 10', "a generator guided by CosFace's E_id makes better sets than one guided by AdaFace's",
-    "Two E_id are trained on the same photos, one with either margin loss; the recipe's generator is "
-    'trained further with each.',
+    '''Two E_id are trained on the same photos, one with either margin loss; the recipe's generator is
+    trained further with each.''',
     encoder_arms, claims_better(*((('CosFace', c), ('AdaFace', c)) for c in ('scalar', 'sphere'))),
     needs_toy('E_id is given; run the recipe once with each --identity-encoder'))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c6ce6f56
+# %% ../../nbs/76_experiment.paper.ipynb #cf7b6f7d
 CENTRE_LEVELS = (1., .5, 0.)
 
-def centre_arms(recipe):
+def centre_arms(recipe:Recipe):
     "(centres or random, m) -> Arm"
     roles = [*(('centres', m) for m in CENTRE_LEVELS), ('random', 1.)]
     return {(k, m): Arm(f'{k}, scalar {m:+.2f}', m, kind='direct', inquiries=k) for k, m in roles}
 
 CENTRES = Study(
     'centres', 'supplement', 'centres of real identities serve as inquiries, and random centres do not',
-    'Faces are drawn from the mean embeddings of training identities, and from random directions, without '
-    'an inquiry face or copies of one.',
+    '''Faces are drawn from the mean embeddings of training identities, and from random directions, without
+    an inquiry face or copies of one.''',
     centre_arms, claims_better(*((('centres', m), ('random', 1.)) for m in CENTRE_LEVELS)),
     needs_toy('it needs class centres of enough people'))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c471303f
-def difficulty_arms(recipe):
+# %% ../../nbs/76_experiment.paper.ipynb #c519c27d
+def difficulty_arms(recipe:Recipe):
+    "Easy, semi, hard and real; recognisers are verified after every epoch"
     semi, hard = middle(recipe), sphere_levels(recipe)[-1]
     return dict(
         easy=Arm('easy: m = 1', 1., watch=True), semi=Arm(f'semi-hard: sphere {semi:g}', semi, 'sphere', watch=True),
         hard=Arm(f'hard: sphere {hard:g}', hard, 'sphere', watch=True), real=replace(REAL, watch=True))
 
-def conclude_dynamics(lab, arms):
-    rows, lines = measure_arms(lab, arms), {}
-    for k, arm in arms.items():
-        histories = [training_history(lab, arm, seed) for seed in range(lab.seeds)]
-        seen = np.array([[epoch['accuracy'] for epoch in history] for history in histories])      # (seeds, epochs)
+def conclude_dynamics(evidence:Evidence):
+    "The order of final losses and of best epochs decides"
+    lab, rows, lines = evidence.lab, evidence.rows, {}
+    for k, arm in evidence.arms.items():
+        epochs = [training_history(lab, arm, seed) for seed in range(lab.seeds)]
+        seen = np.array([[epoch['accuracy'] for epoch in history] for history in epochs])      # (seeds, epochs)
         rows[k] |= {'best epoch': float(1+seen.argmax(1).mean()), 'best': float(seen.max(1).mean())}
-        means = zip(histories[0], seen.mean(0).tolist())
+        means = zip(epochs[0], seen.mean(0).tolist())
         lines[arm.name] = [dict(epoch=epoch['epoch'], accuracy=mean) for epoch, mean in means]
     loss, late = ([rows[k][key] for k in ('easy', 'semi', 'hard')] for key in ('loss', 'best epoch'))
     ordered = loss == sorted(loss) and late == sorted(late)
     held = False if not ordered else True if loss[0] < loss[1] < loss[2] and late[0] < late[2] else None
-    says = (f'Final loss {", ".join(f"{o:.2f}" for o in loss)} and best epoch '
-            f'{", ".join(f"{o:.1f}" for o in late)} for easy, semi-hard and hard; real photos '
-            f'{rows["real"]["loss"]:.2f} and {rows["real"]["best epoch"]:.1f}.')
+    says = f'''Final loss {loss[0]:.2f}, {loss[1]:.2f}, {loss[2]:.2f} and best epoch {late[0]:.1f}, {late[1]:.1f},
+        {late[2]:.1f} for easy, semi-hard and hard; real photos {rows["real"]["loss"]:.2f} and
+        {rows["real"]["best epoch"]:.1f}.'''
     columns = SET | {'best epoch': 'best epoch:.1f', 'accuracy there': 'best:.2%'} | WORTH
-    return Finding(list(rows.values()), columns, held, says, curve(lines, 'epoch', xlabel='epoch'))
+    return Finding(held, says, curve(lines, 'epoch', xlabel='epoch'), columns=columns)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c28ca230
+# %% ../../nbs/76_experiment.paper.ipynb #cfde7c6c
 DYNAMICS = Study(
     'dynamics', 'rebuttal', 'the harder the set, the later its best epoch and the higher its final loss',
-    'Recognisers are verified after every epoch. The best epoch is shown for this question alone, of the '
-    'first generator; every other study takes the last.',
+    '''Recognisers are verified after every epoch. The best epoch is shown for this question alone, of the
+    first generator; every other study takes the last.''',
     difficulty_arms, conclude_dynamics)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c735b816
-def conclude_roc(lab, arms):
-    rows, same, strictest = measure_arms(lab, arms), lab.people.pairs.same, {}
-    for k, arm in arms.items():
-        replicates = [(number, seed) for number in range(len(rows[k]['seeds'])) for seed in range(lab.seeds)]
+# %% ../../nbs/76_experiment.paper.ipynb #c92c8284
+def conclude_roc(evidence:Evidence):
+    "The acceptance of every recogniser at the first of the rates decides"
+    lab, same, tar, curves = evidence.lab, evidence.lab.pairs.same, {}, {}
+    for k, arm in evidence.arms.items():
+        replicates = product(generator_numbers(lab, arm), range(lab.seeds))
         each = [tar_at_far(recogniser_similarities(lab, arm, *o), same) for o in replicates]
-        fars = list(each[0])
-        rows[k] |= {f'TAR at {far}': float(np.mean([o[far] for o in each])) for far in fars}
-        strictest[k] = [o[fars[0]] for o in each]
-    keys = [f'TAR at {far}' for far in fars]
-    easy, semi, sphere, real = (rows[k][keys[0]] for k in ('easy', 'semi', 'sphere', 'real'))
-    above = min(strictest['sphere']) > max(strictest['easy'])
-    below = max(strictest['sphere']) < min(strictest['easy'])
-    held = True if above and sphere <= real else False if below or sphere > real else None
-    says = (f'{keys[0]}: {easy:.1%} at m = 1, {semi:.1%} at m = 0, {sphere:.1%} on the sphere at '
-            f'{arms["sphere"].m:g}, {real:.1%} for real photos. No interval is given for a point of the '
-            'curve. Held if every recogniser of the sphere is above every one of m = 1, and their mean not '
-            'above the real ones.')
+        tar[k] = {f'TAR at {far}': [o[far] for o in each] for far in each[0]}
+        evidence.rows[k] |= {title: float(np.mean(v)) for title, v in tar[k].items()}
+        curves[arm.name] = recogniser_similarities(lab, arm), same
+    first = next(iter(tar['easy']))
+    mean, each = ({k: o[k][first] for k in tar} for o in (evidence.rows, tar))
+    above, below = min(each['sphere']) > max(each['easy']), max(each['sphere']) < min(each['easy'])
+    more_than_real = mean['sphere'] > mean['real']
+    held = False if below or more_than_real else True if above else None
+    says = f'''{first}: {mean["easy"]:.1%} at m = 1, {mean["semi"]:.1%} at m = 0, {mean["sphere"]:.1%} on the sphere at
+        {evidence.arms["sphere"].m:g}, {mean["real"]:.1%} for real photos. No interval is given for a point of the
+        curve. Held if every recogniser of the sphere is above every one of m = 1, and their mean not above the real
+        ones.'''
     fig = Figure(figsize=(6.4, 3.8), dpi=90, layout='constrained')
-    plot_roc({arm.name: (recogniser_similarities(lab, arm), same) for arm in arms.values()}, fig.subplots())
-    columns = {'set': 'name', **{key: f'{key}:.2%' for key in keys}, **WORTH}
-    return Finding(list(rows.values()), columns, held, says, fig)
+    plot_roc(curves, fig.subplots())
+    columns = {'set': 'name', **{title: f'{title}:.2%' for title in tar['easy']}, **WORTH}
+    return Finding(held, says, fig, columns=columns)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c012c486
+# %% ../../nbs/76_experiment.paper.ipynb #c8ea0ea4
 ROC = Study(
     'roc', 'rebuttal Fig 2', 'at low false acceptance, too, semi-hard sets are nearer to real photos than easy ones',
     'ROC of the recognisers of the first generator and seed; TAR at FAR as mean over all.',
     kinds, conclude_roc)
 
-# %% ../../nbs/76_experiment.paper.ipynb #c24abda2
-def billions(call): return count_flops(call)/2e9      # a multiplication and an addition are one
+# %% ../../nbs/76_experiment.paper.ipynb #c3294589
+def billions(call): # call: what is counted
+    "Multiplications and additions, which count as one, in billions"
+    return count_flops(call)/2e9
 
-def passes(pipe, size):
-    "Billions of multiplications and additions of one pass of each network, on the CPU, for one face"
+def passes(pipe, size)->dict: # pipe: generator; size: of the faces, in pixels
+    "Billions of one pass of each network, on the CPU, for one face"
     x, t, m = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1)
-    embedding = torch.zeros(1, pipe.identity_encoder.config.dim)
     net, encoder = copy.deepcopy(pipe.unet).cpu().requires_grad_(True), pipe.identity_encoder.cpu()
-    tokens = pipe.condition.cpu()(embedding, m).detach()
+    tokens = pipe.condition.cpu()(torch.zeros(1, encoder.config.dim), m).detach()
+    def denoise(): return net(x, t, tokens)
+    def embed(): return encoder(x.requires_grad_(True))
     with torch.enable_grad():
         return {
-            'denoiser, forth': billions(lambda: net(x, t, tokens)),
-            'denoiser, forth and back': billions(lambda: net(x, t, tokens).sum().backward()),
+            'denoiser, forth': billions(denoise),
+            'denoiser, forth and back': billions(lambda: denoise().sum().backward()),
             'E_id, forth': billions(lambda: encoder(x)),
-            'E_id, forth and back': billions(lambda: encoder(x.clone().requires_grad_(True)).sum().backward())}
+            'E_id, forth and back': billions(lambda: embed().sum().backward())}
 
-# %% ../../nbs/76_experiment.paper.ipynb #cc71a409
-def conclude_cost(lab, arms):
+# %% ../../nbs/76_experiment.paper.ipynb #c97c6606
+def conclude_cost(evidence:Evidence):
+    "A face is drawn, and compared with the passes that it should take"
+    lab = evidence.lab
     pipe, size, steps = lab.pipeline, lab.recipe.faces.size, lab.recipe.sampling.steps
-    fraction, cost = lab.recipe.training.similarity_fraction, passes(pipe, size)
-    pipe.to('cpu')
-    face = torch.zeros(1, 3, size, size)
-    drawn = billions(lambda: pipe(face, 1., num_inference_steps=steps, output_type='pt'))
+    fraction, cost = lab.recipe.training.similarity_fraction, passes(pipe.to('cpu'), size)
+    def draw(): return pipe(torch.zeros(1, 3, size, size), 1., num_inference_steps=steps, output_type='pt')
+    drawn = billions(draw)
     pipe.to(lab.device)
-    plain = cost['denoiser, forth and back']
+    plain, expected = cost['denoiser, forth and back'], steps*cost['denoiser, forth']+cost['E_id, forth']
     training = plain+fraction*cost['E_id, forth and back']
-    expected = steps*cost['denoiser, forth']+cost['E_id, forth']
     cost |= {
         'training, a face': training, f'sampling, a face of {steps} steps': expected,
         'GMAC a face and step': cost['denoiser, forth'],
         'parameters (M)': sum(p.numel() for p in pipe.unet.parameters())/1e6}
-    says = (f'Similarity matching adds {training/plain-1:.0%} to the arithmetic of a training step (on '
-            f'{fraction:.0%} of the faces of a batch); sampling is {steps} passes and one of E_id. Counted, '
-            f'not timed. A face that was drawn took {drawn/expected:.3f} times as much.')
+    says = f'''Similarity matching adds {training/plain-1:.0%} to the arithmetic of a training step (on {fraction:.0%} of
+        the faces of a batch); sampling is {steps} passes and one of E_id. Counted, not timed. A face that was drawn
+        took {drawn/expected:.3f} times as much.'''
     rows, columns = [dict(name=k, gmac=v) for k, v in cost.items()], {'work': 'name', 'GMAC': 'gmac:.4g'}
-    return Finding(rows, columns, abs(drawn/expected-1) < .05, says, notes=dict(drawn=drawn))
+    return Finding(abs(drawn/expected-1) < .05, says, None, [], columns, rows, dict(drawn=drawn))
 
-# %% ../../nbs/76_experiment.paper.ipynb #c301d4b6
+# %% ../../nbs/76_experiment.paper.ipynb #c6902e4a
 COST = Study(
     'cost', 'rebuttal',
-    'sampling costs as many passes as steps, and similarity matching one pass of E_id more than plain '
-    'diffusion',
-    'Operations counted while they run (a multiplication and an addition are two), for one face: a pass of '
-    'the denoiser forth, and forth and back, E_id forth, and forth and back to its input. Then a face is '
-    'drawn, and counted as a whole.',
+    '''sampling costs as many passes as steps, and similarity matching one pass of E_id more than plain
+    diffusion''',
+    '''Operations counted while they run (a multiplication and an addition are two), for one face: a pass
+    of the denoiser forth, and forth and back, E_id forth, and forth and back to its input. Then a face
+    is drawn, and counted as a whole.''',
     lambda recipe: {}, conclude_cost)
 
 # %% ../../nbs/76_experiment.paper.ipynb #c31fff23

@@ -145,7 +145,7 @@ def priced(
         rows.append(o | dict(rate=rate, hours=o['amount']/rate/3600/processes))
     return rows
 
-# %% ../../nbs/73_experiment.planning.ipynb #cb6dce7c
+# %% ../../nbs/73_experiment.planning.ipynb #c01fa9f5
 def miniature(
     r:Recipe, # to be tried
     images:int, # photos that it is tried on
@@ -154,8 +154,9 @@ def miniature(
     return changed(r, [
         f'training.epochs={4/images}', 'training.batch=2', 'training.compile=false', 'inquiries.identities=2',
         'inquiries.threshold=1.0', 'inquiries.avoid=1.0', 'inquiries.drawn=4', 'sampling.steps=2',
-        'sampling.batch=2', 'sampling.compile=false', 'generation.per_identity=2', 'generation.copies=1', 'recogniser.epochs=1',
-        'recogniser.batch=2', 'recogniser.decay_epochs=[]', f'recogniser.lr={min(r.recogniser.lr, 1e-3)}',
+        'sampling.batch=2', 'sampling.compile=false', 'generation.per_identity=2',
+        'generation.copies=1', 'recogniser.epochs=1', 'recogniser.batch=2', 'recogniser.decay_epochs=[]',
+        f'recogniser.lr={min(r.recogniser.lr, 1e-3)}',
         'recogniser.compile=false', 'study.seeds=1', 'study.volumes=[]', f'study.scalar={r.study.scalar[:1]}',
         f'study.sphere={r.study.sphere[:1]}'])
 

@@ -6,11 +6,12 @@
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'number', 'table_rows', 'plot_sweep',
            'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces', 'report_html']
 
-# %% ../../nbs/70_experiment.report.ipynb #c686d401
+# %% ../../nbs/70_experiment.report.ipynb #ce2378e5
 import base64
 import html
 
 import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import spearmanr
 
@@ -32,15 +33,15 @@ def sets_of(
     sets = [r for r in rows if r['kind'] == 'generated' and (r['control'] == control or r['m'] == 1)]
     return sets if any(r['control'] == control for r in sets) else []
 
-# %% ../../nbs/70_experiment.report.ipynb #ccfc37d6
+# %% ../../nbs/70_experiment.report.ipynb #c60ba5f0
 def rank_correlations(
     rows, # sets of results.json
 ): # per control: Spearman's rank correlation, and the range of achieved similarity
-    "Does the achieved similarity follow the requested one? Controls with fewer than three sets are left out"
+    "Does the achieved similarity follow the requested one? Fewer than three sets or a single m tell nothing"
     found = {}
     for control in ('scalar', 'sphere'):
         sets = sets_of(rows, control)
-        if len(sets) < 3: continue
+        if len(sets) < 3 or len({r['m'] for r in sets}) == 1: continue
         achieved = [r['similarity_to_inquiry']['mean'] for r in sets]
         rank = float(spearmanr([r['m'] for r in sets], achieved).statistic)
         found[control] = dict(rank_correlation=rank, highest=max(achieved), lowest=min(achieved))
@@ -121,7 +122,7 @@ def plot_controls(
         ax.errorbar(*zip(*points), marker='o', capsize=3, label=f'{control} control', **STYLES[control])
     return fig, ax
 
-# %% ../../nbs/70_experiment.report.ipynb #cea8d548
+# %% ../../nbs/70_experiment.report.ipynb #c4d224f2
 def plot_sweep(
     results, # results.json
 ): # Figure, and its data
@@ -133,7 +134,9 @@ def plot_sweep(
     fig, ax = plot_controls(rows, 'similarity', 'accuracy', 'accuracy_std')
     for r in rows:
         at, style = (r['similarity'], r['accuracy']), STYLES[r['control'] or r['kind']]
-        if r['control']: ax.annotate(f' {r["m"]:g}', at, color=style['color'])
+        if r['control']:
+            above = dict(xytext=(0, 6), textcoords='offset points', fontsize=8)
+            ax.annotate(f'{r["m"]:g}', at, color=style['color'], **above)
         else: ax.axhline(r['accuracy'], label=r['kind'].replace('_', ' '), **style)
     ax.set(xlabel=f'cosine to the inquiry ({results["judge"]}); labels: m', ylabel='verification accuracy')
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -153,16 +156,17 @@ def plot_achieved(
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
 
-# %% ../../nbs/70_experiment.report.ipynb #c6f8c6c0
+# %% ../../nbs/70_experiment.report.ipynb #c626d393
 def line_style(
     rows, # sets of results.json
-): # dict of color, ls and alpha of each
+): # dict of color and ls of each
     "As in the sweep; of one control, the fainter the lower m"
     styles = []
     for r in rows:
         levels = sorted(o['m'] or 0 for o in rows if o['control'] == r['control'])
         opacity = (2+levels.index(r['m']))/(1+len(levels)) if r['control'] else 1
-        styles.append(STYLES[r['control'] or r['kind']] | dict(alpha=opacity))
+        style = STYLES[r['control'] or r['kind']]
+        styles.append(style | dict(color=to_rgba(style['color'], opacity)))
     return styles
 
 def plot_rocs(
@@ -171,7 +175,7 @@ def plot_rocs(
 ): # Figure, and points of the curves at 81 rates of false acceptance
     "ROC curves of the recognisers"
     fig, (ax,) = wide_axes(4.2)
-    ax.set_prop_cycle(**{key: [style[key] for style in styles] for key in ('color', 'ls', 'alpha')})
+    ax.set_prop_cycle(**{key: [style[key] for style in styles] for key in ('color', 'ls')})
     plot_roc(curves, ax)
     ax.set(xlabel='false acceptance (pairs of two people)', ylabel='true acceptance (pairs of one person)')
     ax.legend(fontsize=7, loc='lower right')
@@ -275,7 +279,7 @@ def html_figure(
     return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f'<figcaption>{caption} {links}</figcaption></figure>')
 
-# %% ../../nbs/70_experiment.report.ipynb #ce2dc86d
+# %% ../../nbs/70_experiment.report.ipynb #ce3b8e72
 def html_leakage(
     results, # results.json
 )->str: # empty, where nothing was generated
@@ -294,8 +298,8 @@ def html_leakage(
         'inquiries above', 'and nearer')
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
             'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
-            'non-members: the chance that a face is nearer to its nearest training photo than a non-member to '
-            'its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
+            'non-members: the chance that a face is nearer to its nearest training photo than a non-member '
+            'to its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #c812c6f9

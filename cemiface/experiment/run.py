@@ -103,7 +103,7 @@ class Context:
         "Path of the folder"
         return self.folder.path
 
-# %% ../../nbs/71_experiment.run.ipynb #c029c96c
+# %% ../../nbs/71_experiment.run.ipynb #c9207b01
 def open_run(
     recipe:Recipe, # what to do
     out:str|Path, # run folder
@@ -111,7 +111,7 @@ def open_run(
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
 )->Context:
-    "Begin or resume a run; raises CemiFaceError, before it writes, for what cannot work or another run's folder"
+    "Begin or resume; raises CemiFaceError, before it writes, for what cannot work or another run's folder"
     inputs = inputs or Inputs()
     check_recipe(recipe, trained=bool(inputs.assets))
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
@@ -372,7 +372,7 @@ def judge_set(
     return facts | dict(leakage=leakage_facts(report, nonmembers, encoders.judge_name),
         nearest={k: np.histogram(v, BINS)[0] for k, v in near.items()})
 
-# %% ../../nbs/71_experiment.run.ipynb #c8c9d0c9
+# %% ../../nbs/71_experiment.run.ipynb #c9cf0b95
 def measure_set(
     ctx, # Context of the run
     compared:ComparedSet, # to be measured
@@ -380,7 +380,7 @@ def measure_set(
     encoders:Encoders, # of which the judge looks at the set
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict: # a set of results.json, without gap_to_real
-    "Train and verify the recognisers of a set, joined by copies of its inquiries, and let the judge look at it"
+    "Train and verify recognisers on a set joined by copies of its inquiries, and let the judge look at it"
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
     def train_and_verify(seed):
