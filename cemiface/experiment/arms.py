@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'COPIES', 'TUNINGS', 'MAKERS', 'Arm', 'requested', 'Tuning', 'tuning_recipe', 'Lab', 'open_lab', 'pipeline_of',
-           'low_quality', 'inquiries_of', 'photo_groups', 'make_faces', 'faces_of', 'inquiries_of_arm', 'training_set',
-           'recogniser_similarities', 'training_history', 'judge_embeddings', 'inquiry_embeddings', 'generator_numbers',
-           'correct_pairs', 'measure_arms', 'calibration_of', 'similarities_achieved']
+           'low_quality', 'inquiries_of', 'make_faces', 'faces_of', 'inquiries_of_arm', 'training_set',
+           'recogniser_similarities', 'training_history', 'measure_arms', 'calibration_of', 'similarities_achieved']
 
 # %% ../../nbs/74_experiment.arms.ipynb #cb294bc4
 import re
@@ -81,10 +80,11 @@ def requested(
     "The arm of a control and a similarity"
     return Arm(f'{control} {m:+.2f}', m, control, **more)
 
+# %% ../../nbs/74_experiment.arms.ipynb #cd37235d
 REAL = Arm('real', kind='real')
 COPIES = Arm('inquiry copies', kind='inquiry_copies')
 
-# %% ../../nbs/74_experiment.arms.ipynb #c2bc5871
+# %% ../../nbs/74_experiment.arms.ipynb #cc6bcd0d
 @dataclass(frozen=True)
 class Tuning:
     "What is changed when a generator is trained further"
@@ -92,6 +92,7 @@ class Tuning:
     half:bool = False            # on half of the training faces
     head:str = ''                # with an identity encoder trained with this margin loss (toy faces only)
 
+# %% ../../nbs/74_experiment.arms.ipynb #c18e2afa
 TUNINGS = {
     'nothing changed': Tuning(),
     'm = 0': Tuning(('training.m_low=0', 'training.m_high=0')),
@@ -108,7 +109,7 @@ TUNINGS = {
     'no similarity loss': Tuning(('loss.lam=0',)),
 } | {f'lambda {v}': Tuning((f'loss.lam=0{v}',)) for v in ('.01', '.05', '.1', '.5')}
 
-# %% ../../nbs/74_experiment.arms.ipynb #ca771d40
+# %% ../../nbs/74_experiment.arms.ipynb #cd6e2f5d
 def tuning_recipe(
     recipe:Recipe, # of the generator
     tuning:str, # a key of TUNINGS
@@ -120,7 +121,7 @@ def tuning_recipe(
     start = replace(recipe, training=further, loss=replace(loss, lam=lam, lam_late=None))
     return changed(start, TUNINGS[tuning].changes)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cd8f5024
+# %% ../../nbs/74_experiment.arms.ipynb #c21909f3
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Lab(Context):
     "What all studies of one recipe share"
@@ -136,7 +137,7 @@ class Lab(Context):
     generator_seeds:int          # generators
     memory:dict = field(default_factory=dict) # of `remembered`
 
-# %% ../../nbs/74_experiment.arms.ipynb #c1388f68
+# %% ../../nbs/74_experiment.arms.ipynb #c1e3d5bd
 def open_lab(
     recipe:Recipe, # sizes, and everything that arms do not change
     out, # folder, which `cemiface run` may share
@@ -152,10 +153,10 @@ def open_lab(
     pipeline = load_or_train_generator(context, people.train, encoders.identity)
     inquiries = load_or_choose_inquiries(context, pipeline, people.train)
     return Lab(
-        **vars(context), **vars(people), **vars(encoders), pipeline=pipeline, inquiries=inquiries, seeds=seeds,
-        generator_seeds=generator_seeds)
+        **vars(context), **vars(people), **vars(encoders), pipeline=pipeline, inquiries=inquiries,
+        seeds=seeds, generator_seeds=generator_seeds)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c83d128d
+# %% ../../nbs/74_experiment.arms.ipynb #c5a492bb
 def remembered(
     make, # function of a lab and further arguments
     most=None, # so many results are kept at a time; by default all
@@ -170,22 +171,23 @@ def remembered(
         return kept[args]
     return recall
 
-# %% ../../nbs/74_experiment.arms.ipynb #cfebd1ae
-def file_name(text)->str: # of lower-case letters, digits, points, plus and minus signs; text: anything
+# %% ../../nbs/74_experiment.arms.ipynb #cf4beaa2
+def file_name(text): # of lower-case letters, digits, points, plus and minus signs; text: anything
     "A name for a file or folder"
     return re.sub('[^a-z0-9.+]+', '-', text.lower()).strip('-')
 
-def arm_name(arm:Arm, *numbers)->str: # numbers: of the generator and the recogniser
+# %% ../../nbs/74_experiment.arms.ipynb #c3e3810b
+def arm_name(arm, *numbers): # numbers: of the generator and the recogniser
     "The name of an arm's files, whatever a study calls it"
     one_m = arm.kind == 'generated' and isinstance(arm.m, float)
     what = f'{arm.control} {arm.m:+.2f}' if one_m else arm.kind
     return '-'.join([file_name(what), arm.key[:8], *map(str, numbers)])
 
-# %% ../../nbs/74_experiment.arms.ipynb #c76f9d1c
+# %% ../../nbs/74_experiment.arms.ipynb #c1ac223e
 def encoder_with_head(
-    lab:Lab,
+    lab,
     head, # margin loss, one of HEADS, or '' for the recipe's own identity encoder
-)->FaceEncoder:
+):
     "An identity encoder trained with another margin loss; raises CemiFaceError for other than toy faces"
     recipe = lab.recipe
     if not head: return lab.identity
@@ -195,7 +197,7 @@ def encoder_with_head(
     config, home = replace(recipe.identity_encoder, head=head), lab.out/f'encoder-{head}'
     return train_recogniser(lab.train, config, home, seed=recipe.seed+1, device=lab.device)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cea593d3
+# %% ../../nbs/74_experiment.arms.ipynb #cc2def78
 @remembered
 def pipeline_of(
     lab:Lab,
@@ -214,7 +216,7 @@ def pipeline_of(
     pipe = train_generator(faces, encoder, parts, home, lab.device == 'cpu', lab.out/'cache', start=start)
     return pipe.to(lab.device)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cac5feff
+# %% ../../nbs/74_experiment.arms.ipynb #c0ad3e41
 def low_quality(
     u8:np.ndarray, # faces, uint8 (n,3,h,w)
     seed:int=0, # of the noise
@@ -225,9 +227,9 @@ def low_quality(
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     return to_uint8((F.interpolate(small, (size, size), mode='bilinear')+.08*noise).clamp(-1, 1)).numpy()
 
-# %% ../../nbs/74_experiment.arms.ipynb #cab3176b
+# %% ../../nbs/74_experiment.arms.ipynb #cb7c43ed
 def other_candidates(
-    lab:Lab,
+    lab,
     kind, # other or synthetic
     number, # of the generator
 )->np.ndarray: # uint8 (n,3,h,w)
@@ -240,7 +242,8 @@ def other_candidates(
     if n: return toy_faces(n, 1, recipe.faces.size, toy.seed, FIRST_PERSON['candidates']+n).images
     return lab.train.images[np.random.default_rng(recipe.seed+1).permutation(len(lab.train))]
 
-def augmented_inquiries(lab:Lab)->np.ndarray: # uint8 (identities*per_identity,3,h,w)
+# %% ../../nbs/74_experiment.arms.ipynb #ce0fdf49
+def augmented_inquiries(lab)->np.ndarray: # uint8 (identities*per_identity,3,h,w)
     "One version of an inquiry for every face that is drawn of it"
     recipe = lab.recipe
     config = replace(
@@ -248,7 +251,7 @@ def augmented_inquiries(lab:Lab)->np.ndarray: # uint8 (identities*per_identity,3
     faces = to_float(lab.inquiries.images.repeat(recipe.generation.per_identity, 0))
     return to_uint8(augment(faces, config, torch.Generator().manual_seed(recipe.seed))).numpy()
 
-# %% ../../nbs/74_experiment.arms.ipynb #c74ca485
+# %% ../../nbs/74_experiment.arms.ipynb #c3664bde
 @remembered
 def inquiries_of(
     lab:Lab,
@@ -266,13 +269,14 @@ def inquiries_of(
     chosen = choose_inquiries(candidates, lab.identity, len(given), recipe.inquiries.threshold)
     return write_inquiries(chosen.images, home)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c4116e68
-def request_of_arm(lab:Lab, arm:Arm, **more)->SetRequest: # more: fields of SetRequest
+# %% ../../nbs/74_experiment.arms.ipynb #c8b75040
+def request_of_arm(lab, arm, **more): # more: fields of SetRequest
     "What is asked of every face of an arm"
     recipe = changed(lab.recipe, [f'sampling.{o}' for o in arm.sampling])
     return replace(request_of(recipe, arm.m, arm.control), **more)
 
-def sampler_of(lab:Lab, arm:Arm, number)->CemiFacePipeline: # number: of the generator
+# %% ../../nbs/74_experiment.arms.ipynb #ceef2819
+def sampler_of(lab, arm, number): # number: of the generator
     "The generator that draws an arm, with the arm's sampler"
     pipe = pipeline_of(lab, arm.tuning, number)
     if not arm.sampler: return pipe
@@ -280,22 +284,19 @@ def sampler_of(lab:Lab, arm:Arm, number)->CemiFacePipeline: # number: of the gen
     trained = dict(pipe.config.trained)
     return CemiFacePipeline(pipe.unet, pipe.condition, scheduler, pipe.identity_encoder, trained)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c7f6a291
-def train_embeddings(lab:Lab)->np.ndarray: # raw, (n,D)
+# %% ../../nbs/74_experiment.arms.ipynb #c030e679
+def train_embeddings(lab)->np.ndarray: # raw, (n,D)
     "The identity encoder's embeddings of the training faces, kept in the cache"
     return embed_set(lab.identity, lab.train, lab.out/'cache', lab.device)[0]
 
-def counts_of(lab:Lab, arm:Arm)->np.ndarray: # (identities,)
+# %% ../../nbs/74_experiment.arms.ipynb #cfe8e54e
+def counts_of(lab, arm)->np.ndarray: # (identities,)
     "How many faces each identity of an arm has, without copies of its inquiry"
     n = len(lab.inquiries)
     return volume_counts(arm.volume)[:n] if arm.volume else np.full(n, lab.recipe.generation.per_identity)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c086b775
-def drawn_from_inquiries(
-    lab:Lab,
-    arm:Arm,
-    number, # of the generator
-)->FaceSet: # label i belongs to inquiry i
+# %% ../../nbs/74_experiment.arms.ipynb #cd8edad3
+def drawn_from_inquiries(lab, arm, number): # label i belongs to inquiry i; number: of the generator
     "Faces drawn from inquiry faces"
     inquiries, generation = inquiries_of(lab, arm.inquiries, number), lab.recipe.generation
     counts = counts_of(lab, arm)[:len(inquiries)]
@@ -309,9 +310,9 @@ def drawn_from_inquiries(
     if arm.inquiries != 'augmented': return faces
     return FaceSet(faces.images, faces.labels//generation.per_identity, lab.inquiries.names)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c3584bcf
+# %% ../../nbs/74_experiment.arms.ipynb #cb1fb339
 def direct_embeddings(
-    lab:Lab,
+    lab,
     kind, # centres (of the training identities) or random (directions)
 )->np.ndarray: # (identities,D), as long as the training embeddings are on average
     "Embeddings that belong to no single face; raises CemiFaceError for too few identities"
@@ -324,12 +325,8 @@ def direct_embeddings(
     else: directions = identity_centres(embeddings, lab.train.labels)[:n]
     return (directions*np.linalg.norm(embeddings, axis=1).mean()).astype(np.float32)
 
-# %% ../../nbs/74_experiment.arms.ipynb #cc9b327e
-def drawn_from_embeddings(
-    lab:Lab,
-    arm:Arm,
-    number, # of the generator
-)->FaceSet: # label i belongs to embedding i
+# %% ../../nbs/74_experiment.arms.ipynb #c60934ba
+def drawn_from_embeddings(lab, arm, number): # label i belongs to embedding i; number: of the generator
     "Faces drawn from embeddings, kept in one .npy file"
     path = lab.out/'sets'/f'{arm_name(arm, number)}.npy'
     labels = np.arange(len(lab.inquiries)).repeat(lab.recipe.generation.per_identity)
@@ -344,45 +341,43 @@ def drawn_from_embeddings(
         with atomic_path(path) as tmp: np.save(tmp, np.concatenate(faces))
     return FaceSet(np.load(path), labels, lab.inquiries.names)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c17f7a62
-def photo_groups(
-    lab:Lab,
-)->tuple: # group of each training photo (n,); a row for each group
+# %% ../../nbs/74_experiment.arms.ipynb #ca809b89
+def photo_groups(lab:Lab)->tuple: # group of each training photo (n,); a row for each group
     "Groups of training photos by similarity to the centre of their identity, every identity cut alike"
     embeddings = set_embeddings(lab.judge, lab.train, lab.out/'cache', lab.device)
     groups = min(5, int(np.bincount(lab.train.labels).max()))
     return similarity_groups(embeddings, lab.train.labels, groups, each=True)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c12595b7
-def photos_of_people(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
+# %% ../../nbs/74_experiment.arms.ipynb #c2705cfc
+def photos_of_people(lab, arm, number): # number: of the generator, which changes nothing
     "As many real photos as a generated set has with the copies of its inquiries"
     counts = counts_of(lab, arm)
     return real_photos(lab, lab.train, len(counts), int(counts.max())+lab.recipe.generation.copies)
 
-def photos_of_group(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
+# %% ../../nbs/74_experiment.arms.ipynb #c5e4cefb
+def photos_of_group(lab, arm, number): # number: of the generator, which changes nothing
     "Photos of one similarity group, at most as many as a generated set has with the copies of its inquiries"
     generation, rows = lab.recipe.generation, np.flatnonzero(photo_groups(lab)[0] == arm.group)
     return lab.train.subset(rows[:len(lab.inquiries)*(generation.per_identity+generation.copies)])
 
-def copies_of_inquiries(lab:Lab, arm:Arm, number)->FaceSet: # number: of the generator, which changes nothing
+# %% ../../nbs/74_experiment.arms.ipynb #cc39a914
+def copies_of_inquiries(lab, arm, number): # number: of the generator, which changes nothing
     "The inquiries alone, copied until they are as many as a generated set"
     generation = lab.recipe.generation
     return lab.inquiries.with_copies(lab.inquiries, generation.per_identity+generation.copies-1)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c42d456c
+# %% ../../nbs/74_experiment.arms.ipynb #cc533a02
 MAKERS = dict(
     generated=drawn_from_inquiries, direct=drawn_from_embeddings, real=photos_of_people,
     group=photos_of_group, inquiry_copies=copies_of_inquiries)      # kind of an arm -> what makes its faces
 
+# %% ../../nbs/74_experiment.arms.ipynb #ce91c67d
 @partial(remembered, most=4)
-def make_faces(
-    lab:Lab,
-    arm:Arm,
-    number:int, # of the generator
-)->FaceSet:
+def make_faces(lab:Lab, arm:Arm, number:int)->FaceSet: # number: of the generator
     "Draw the faces of an arm, or read them"
     return MAKERS[arm.kind](lab, arm, number)
 
+# %% ../../nbs/74_experiment.arms.ipynb #cbf74fc2
 def faces_of(
     lab:Lab,
     arm:Arm,
@@ -391,7 +386,7 @@ def faces_of(
     "The faces of an arm, made when they are first needed"
     return make_faces(lab, arm.alone, number)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c8537617
+# %% ../../nbs/74_experiment.arms.ipynb #c363a51b
 def inquiries_of_arm(
     lab:Lab,
     arm:Arm, # a generated one
@@ -401,24 +396,22 @@ def inquiries_of_arm(
     kind = 'given' if arm.inquiries == 'augmented' else arm.inquiries
     return inquiries_of(lab, kind, number).subset(slice(faces_of(lab, arm, number).identities))
 
-def training_set(
-    lab:Lab,
-    arm:Arm,
-    number:int=0, # of the generator
-)->FaceSet:
+# %% ../../nbs/74_experiment.arms.ipynb #ceb8db36
+def training_set(lab:Lab, arm:Arm, number:int=0)->FaceSet: # number: of the generator
     "What a recogniser is trained on: generated faces are joined by copies of their inquiries"
     faces = faces_of(lab, arm, number)
     if arm.kind != 'generated': return faces
     return faces.with_copies(inquiries_of_arm(lab, arm, number), lab.recipe.generation.copies)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c59d828e
-def recogniser_config(lab:Lab, arm:Arm): # CosFaceConfig
+# %% ../../nbs/74_experiment.arms.ipynb #c3eb4f5f
+def recogniser_config(lab, arm): # CosFaceConfig
     "Section recogniser of an arm"
     return changed(lab.recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
 
+# %% ../../nbs/74_experiment.arms.ipynb #cc26ab5c
 def recogniser_folder(
-    lab:Lab,
-    arm:Arm,
+    lab,
+    arm,
     number, # of the generator
     seed, # number of the recogniser
 ): # Path
@@ -427,13 +420,13 @@ def recogniser_folder(
     name = arm_name(arm, config, number, seed, *(['watched'] if arm.watch else []))
     return lab.out/'recognisers'/name
 
-# %% ../../nbs/74_experiment.arms.ipynb #c85a8bdb
+# %% ../../nbs/74_experiment.arms.ipynb #cf65afc4
 def train_on_arm(
-    lab:Lab,
-    arm:Arm,
+    lab,
+    arm,
     number, # of the generator
     seed, # number of the recogniser
-)->dict: # similarities (pairs,); epochs, a row each
+): # similarities (pairs,); epochs, a row each
     "Train a recogniser, and verify it"
     home = recogniser_folder(lab, arm, number, seed)
     recogniser = train_recogniser(
@@ -442,18 +435,19 @@ def train_on_arm(
     similarities = score_pairs(recogniser, lab.pairs, device=lab.device)
     return dict(similarities=similarities, epochs=read_json(home/'training.json')['epochs'])
 
+# %% ../../nbs/74_experiment.arms.ipynb #c0e84ac3
 def recogniser_facts(
-    lab:Lab,
-    arm:Arm,
+    lab,
+    arm,
     number, # of the generator
     seed, # number of the recogniser
-)->dict: # as train_on_arm
+): # as train_on_arm
     "What is known of a recogniser, which is trained when it is first needed"
     decides = lab.pipeline.fingerprint, arm.key, recogniser_config(lab, arm), number, seed, arm.watch
     name = f'recogniser {recogniser_folder(lab, arm, number, seed).name}'
     return stage(lab, name, decides, train_on_arm, lab, arm, number, seed)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c95db2f2
+# %% ../../nbs/74_experiment.arms.ipynb #cb523a56
 def recogniser_similarities(
     lab:Lab,
     arm:Arm,
@@ -463,6 +457,7 @@ def recogniser_similarities(
     "Similarities of the verification pairs by a recogniser"
     return np.array(recogniser_facts(lab, arm, number, seed)['similarities'], np.float32)
 
+# %% ../../nbs/74_experiment.arms.ipynb #c14b06ea
 @remembered
 def training_history(
     lab:Lab,
@@ -472,28 +467,22 @@ def training_history(
     "How the training of a recogniser of the first generator went"
     return recogniser_facts(lab, arm, 0, seed)['epochs']
 
-# %% ../../nbs/74_experiment.arms.ipynb #cb210be1
-def judge_embeddings(
-    lab:Lab,
-    arm:Arm,
-    number:int=0, # of the generator
-)->np.ndarray: # raw, (n,d)
+# %% ../../nbs/74_experiment.arms.ipynb #c58ad184
+def judge_embeddings(lab:Lab, arm:Arm, number:int=0)->np.ndarray: # raw, (n,d); number: of the generator
     "The judge's embeddings of the faces of an arm"
     return set_embeddings(lab.judge, faces_of(lab, arm, number), lab.out/'cache', lab.device)
 
-def inquiry_embeddings(
-    lab:Lab,
-    arm:Arm,
-)->np.ndarray: # raw, (identities,d)
+# %% ../../nbs/74_experiment.arms.ipynb #c971dd8c
+def inquiry_embeddings(lab:Lab, arm:Arm)->np.ndarray: # raw, (identities,d)
     "The judge's embeddings of an arm's inquiries, with the first generator"
     return embed(lab.judge, inquiries_of_arm(lab, arm).images, device=lab.device)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c3c4ea1f
+# %% ../../nbs/74_experiment.arms.ipynb #c269cc8c
 def analyse_arm(
-    lab:Lab,
-    arm:Arm,
+    lab,
+    arm,
     number, # of the generator
-)->dict: # images, identities, and means; None for what cannot be known
+): # images, identities, and means; None for what cannot be known
     "What a set is, by the judge"
     faces = faces_of(lab, arm, number)
     inquiries = inquiries_of_arm(lab, arm, number) if arm.kind == 'generated' else None
@@ -506,19 +495,14 @@ def analyse_arm(
         similarity_std=similarity.get('std'), within=found.within_identity['mean'],
         between=found.between_identity['mean'], rank1=found.rank1, label_noise=noise)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c4bf99d9
-def generator_numbers(
-    lab:Lab,
-    arm:Arm,
-)->range:
+# %% ../../nbs/74_experiment.arms.ipynb #c33353f8
+def generator_numbers(lab:Lab, arm:Arm)->range:
     "The generators that an arm is drawn with"
     return range(lab.generator_seeds if arm.drawn else 1)
 
+# %% ../../nbs/74_experiment.arms.ipynb #c0ae222a
 @remembered
-def correct_pairs(
-    lab:Lab,
-    arm:Arm,
-)->np.ndarray: # bool (generators, recognisers, pairs)
+def correct_pairs(lab:Lab, arm:Arm)->np.ndarray: # bool (generators, recognisers, pairs)
     "Which pairs each recogniser of an arm gets right"
     def correct(number, seed):
         similarities = recogniser_similarities(lab, arm, number, seed)
@@ -526,8 +510,8 @@ def correct_pairs(
     def of_generator(number): return [correct(number, seed) for seed in range(lab.seeds)]
     return np.array([of_generator(number) for number in generator_numbers(lab, arm)])
 
-# %% ../../nbs/74_experiment.arms.ipynb #c5896fd6
-def mean_facts(lab:Lab, arm:Arm)->dict: # as analyse_arm
+# %% ../../nbs/74_experiment.arms.ipynb #c42a102d
+def mean_facts(lab, arm): # as analyse_arm
     "What the sets of all generators are on average"
     decides, facts = (lab.pipeline.fingerprint, lab.judge.fingerprint, arm.key), []
     for number in generator_numbers(lab, arm):
@@ -537,26 +521,28 @@ def mean_facts(lab:Lab, arm:Arm)->dict: # as analyse_arm
     counts = {k: first[k] for k in ('images', 'identities')}
     return {k: v if v is None else float(np.mean([o[k] for o in facts])) for k, v in first.items()} | counts
 
+# %% ../../nbs/74_experiment.arms.ipynb #caa7ee6f
 @remembered
-def measured(lab:Lab, arm:Arm)->dict: # as measure_arms, without the name
+def measured(lab, arm): # as measure_arms, without the name
     "The figures of one arm"
-    generated, row = arm.kind == 'generated', mean_facts(lab, arm)
-    row = dict(kind=arm.kind, control=arm.control if generated else None, m=arm.m if generated else None) | row
+    generated = arm.kind == 'generated'
+    control, m = (arm.control, arm.m) if generated else (None, None)
+    row = dict(kind=arm.kind, control=control, m=m) | mean_facts(lab, arm)
     if arm.train:
         if generated: row['images'] += lab.recipe.generation.copies*row['identities']
         each, loss = correct_pairs(lab, arm).mean(2), training_history(lab, arm, 0)[-1]['loss']
         row |= dict(accuracy=float(each.mean()), seeds=each.tolist(), loss=loss)
     return row
 
-# %% ../../nbs/74_experiment.arms.ipynb #ce7db23e
+# %% ../../nbs/74_experiment.arms.ipynb #ce335a23
 def measure_arms(
     lab:Lab,
     arms:dict, # role -> Arm
 )->dict: # role -> name, kind, control, m, images, identities, what the judge measured, accuracy, seeds, loss
-    "The rows of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and seed"
+    "Rows of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and seed"
     return {role: dict(name=arm.name) | measured(lab, arm) for role, arm in arms.items()}
 
-# %% ../../nbs/74_experiment.arms.ipynb #c3649faa
+# %% ../../nbs/74_experiment.arms.ipynb #c77c074c
 def calibration_of(
     lab:Lab,
     control:str, # `scalar` or `sphere`
@@ -570,7 +556,7 @@ def calibration_of(
         recipe.sampling, recipe.seed)
     return from_dict(Calibration, found, name)
 
-# %% ../../nbs/74_experiment.arms.ipynb #c1860531
+# %% ../../nbs/74_experiment.arms.ipynb #c84586f6
 def similarities_achieved(
     lab:Lab,
     calibration:Calibration,
