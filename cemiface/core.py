@@ -313,11 +313,15 @@ class RunFolder:
             write_json(self.path/'run.json', facts | dict(settings=settings) if settings else facts)
         return self
 
-    def marker(self, stage:str)->Path:
+    def marker(self,
+        stage:str, # its name
+    )->Path:
         "The file that marks a stage as finished"
         return self.path/'stages'/f'{stage}.json'
 
-    def facts(self, stage:str)->dict:
+    def facts(self,
+        stage:str, # its name
+    )->dict: # key, and what it found
         "What is remembered of a stage, and its key; empty when it isn't finished"
         return read_json(self.marker(stage), 'stage marker') if self.marker(stage).exists() else {}
 

@@ -47,7 +47,8 @@ def test_generation(start, finished, tmp_path, request):
 
 def test_damaged_checkpoint(start, finished, tmp_path):
     "The newest checkpoint is damaged: the one before is used, with a warning"
-    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(),
+        *sets(dict(training=dict(epochs=4, batch=6))),
         '--json', '--out']                                                                                              # 12 steps
     assert start(*args, 'whole').wait().code==0
     c = start(*args, 'out', stop=dict(event='os.rename', pattern=r'checkpoint\.pt$', nth=9)).wait()
@@ -64,7 +65,8 @@ def test_damaged_checkpoint(start, finished, tmp_path):
 
 def test_force(start, finished, tmp_path):
     "Other settings are refused by name, or accepted where that makes sense and is asked for"
-    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(), *sets(dict(training=dict(epochs=4, batch=6))),
+    args = ['train-generator', '--faces', finished.faces, '--identity-encoder', finished.encoder, '-r', 'toy', *sets(),
+        *sets(dict(training=dict(epochs=4, batch=6))),
         '--json', '--out', 'out']
     assert start(*args, stop=dict(event='os.rename', pattern=r'checkpoint\.pt$', nth=2)).wait().code==-signal.SIGKILL
     lower, other = (['-s', f'{k}'] for k in ('training.lr=0.001', 'unet.layers=2'))

@@ -39,7 +39,7 @@ def test_killed_and_resumed(cemiface, tmp_path, args):
     for o in ('', '.inquiries'): assert contents(tmp_path/f'set{o}')==contents(tmp_path/f'whole{o}')
 
 def test_mistakes(cemiface, tmp_path, args):
-    refused(cemiface(*args[:-1], '--identities', 15, '--out', 'many'), 'ran out', '--max-leakage 0.2')
+    refused(cemiface(*args[:-1], '--identities', 15, '--out', 'many'), 'ran out', 'a leakage of 0.2')
     assert not (tmp_path/'many').exists()
     refused(cemiface(*[o for o in args if o not in ('--judge', toy/'judge')], 'x'), '--judge')
     refused(cemiface(*args, 'x', '--max-leakage', 2), 'outside [-1, 1]')

@@ -38,7 +38,7 @@ def test_align(cemiface, photos, tmp_path):
     before = contents(tmp_path/'faces')
     (tmp_path/'faces'/photos[0][0]).unlink()
     assert as_json(cemiface(*ask).out)==facts and contents(tmp_path/'faces')==before         # a second run mends the first
-    refused(cemiface(*ask, '--min-side', 20), 'faces', 'another run', '--to')
+    refused(cemiface(*ask, '--min-side', 20), 'faces', 'another run', 'another folder')
     (tmp_path/'own.py').write_text('def build(): return lambda image: []\ndef bad(): return lambda image: 3\n')
     assert as_json(cemiface('align', '--from', 'photos', '--to', 'none', '--detector', 'own:build', '--json').out)['dropped']=={'no face': 6}
     refused(cemiface('align', '--from', 'photos', '--to', 'bad', '--detector', 'own:bad'), 'own:bad', 'five points')
@@ -68,9 +68,11 @@ def test_own_network(cemiface, photos, tmp_path):
     (tmp_path/'nets.py').write_text(nets); ijb(tmp_path/'ijb', photos)
     assert as_json(cemiface('verify', '--encoder', 'nets:build', '--ijb', 'ijb', '--json').out)['results'][0]['pairs']==15
     refused(cemiface('verify', '--encoder', 'nets:absent', '--ijb', 'ijb'), 'nets', 'absent')
-    r = cemiface('train-generator', '--faces', samples, '-r', 'toy', *sets({k: tiny[k] for k in ('training',)}), '--identity-encoder', 'nets:build', '--out', 'G')
+    r = cemiface('train-generator', '--faces', samples, '-r', 'toy', *sets({k: tiny[k] for k in ('training',)}), '--identity-encoder', 'nets:build',
+        '--out', 'G')
     assert r.code==0, r.err
-    draw = ['generate', '--generator', 'G', '--inquiries', samples, '--m', 0, '--identities', 2, '--per-identity', 1, '--steps', 2, '--threshold', 1, '--out', 'set']
+    draw = ['generate', '--generator', 'G', '--inquiries', samples, '--m', 0, '--identities', 2, '--per-identity', 1, '--steps', 2, '--threshold', 1,
+        '--out', 'set']
     refused(cemiface(*draw), 'nets:build', 'CEMIFACE_NETWORKS')          # a folder may not choose what code is run
     r = cemiface(*draw, env=dict(CEMIFACE_NETWORKS='nets:build'))
     assert r.code==0 and len(list((tmp_path/'set').glob('*/*.png')))==2, r.err

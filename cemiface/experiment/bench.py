@@ -558,7 +558,7 @@ def cost_curves(
     values = dict(steps=steps, size=sorted(sizes), batch=sorted({max(2, batch//k) for k in (64, 16, 4, 1)}))
     keys = dict(steps='sampling.steps', size='faces.size', batch='sampling.batch')
     device, rows = device or default_device(), []
-    for varied, value in [(varied, value) for varied in values for value in values[varied]]:
+    for varied, value in [(name, value) for name in values for value in values[name]]:
         r = changed(recipe, [f'{keys[varied]}={value}', 'training.batch=2', 'recogniser.batch=2'])
         job = generate_job(Setting(r, device, eid))
         seconds, = measure(job.call, repeats=repeats, least=0, device=device)

@@ -28,13 +28,13 @@ from cemiface.analysis.variety import (
 from ..analysis.leakage import leakage_report, leakage_table, membership
 from .run import inquiry_rows, load_or_measure_nonmembers, People, persons_of_pairs
 from cemiface.experiment.arms import (
-    Arm, calibration_of, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, Lab,
+    Arm, calibration_of, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings,
     measure_arms, open_lab, REAL, recogniser_folder, recogniser_similarities, requested,
     similarities_achieved)
-from .study import (
-    better, both_controls, compare, corrected, Evidence, Finding, in_points, jointly, middle, needs_dropout,
-    no_worse, peak, SCALAR_LEVELS, scalar_levels, SET, sphere_arm, sphere_levels, Study, surely_above,
-    untrained, words_of, WORTH)
+from cemiface.experiment.study import (
+    better, both_controls, compare, corrected, Finding, in_points, jointly, middle, needs_dropout, no_worse,
+    peak, SCALAR_LEVELS, scalar_levels, SET, sphere_arm, sphere_levels, Study, surely_above, untrained,
+    words_of, WORTH)
 from .paper import half_volume, PAPER_STUDIES, rank_of_m, similarity_label
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cb07a35f
@@ -179,7 +179,7 @@ def conclude_photos(evidence):
 # %% ../../nbs/77_experiment.beyond.ipynb #c77f8c0d
 ANOTHER_PHOTO = Study(
     'another-photo', 'beyond: why semi-hard',
-    '''a generator that hears another photo of the person than the one to be drawn makes better sets at
+    '''a generator conditioned on another photo of the person than the one drawn makes better sets at
     every m''',
     '''The recipe's generator is trained further, conditioned on another photo of the same person (which
     takes labels), or on the very photo as in the paper, for as many views; sets of m = 1 and of points on
@@ -214,7 +214,7 @@ def conclude_calibration(evidence):
     ylabel = f'achieved, {lab.judge_name}'
     fig = curve(lines, 'requested', xlabel='similarity asked for', ylabel=ylabel, y='got')
     columns = {'generator': 'name', 'lowest': 'lo:.2f', 'highest': 'hi:.2f', 'mean error': 'error:.3f',
-        'largest error': 'worst:.3f', 'spread of faces': 'spread:.2f'}
+        'largest error': 'worst:.3f', 'standard deviation of faces': 'spread:.2f'}
     return Finding(max(errors.values()) <= .05, ' '.join(words), fig, [], columns, rows, dict(error=errors))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ccc48ec9
@@ -343,7 +343,7 @@ WHY = Study(
     'why', 'beyond: why semi-hard',
     '''the best set is the one that is most like real photos: in within-identity similarity, and in the
     variety of what E_id is blind to''',
-    '''A recogniser trained on the real photos looks at every set: loss, share of faces inside the margin
+    '''A recogniser trained on the real photos looks at every set: loss, fraction of faces inside the margin
     and nearer to another class, norm and alignment of gradients. Beside it the variety within identities:
     on toy faces of pose, light and background as a linear probe reads them, else of pixels that the judge's
     embedding does not foretell. And whether cheap statistics pick the best m.''',
@@ -393,14 +393,14 @@ def conclude_leakage(evidence):
     synthetic = [row for (kind, _), row in rows.items() if kind == 'synthetic']
     held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for row in synthetic))
     def words(r):
-        return f'''{r["name"]}: chance of being nearer to a training face than a real stranger
+        return f'''{r["name"]}: chance of being nearer to a training face than a real non-member
             {r["nearer"]:.2f} [{r["lo"]:.2f}, {r["hi"]:.2f}], membership {r["auc"]:.2f}
             [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].'''
     says = f'''{" ".join(map(words, evidence.table))} Held if the intervals of the synthetic sets end below
         0.6, false if one begins above one half.'''
     columns = {'set': 'name', 'nearest': 'nearest:.2f', 'highest': 'highest:.2f',
         f'above {nonmembers.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%',
-        'nearer than strangers': 'nearer:.2f', 'inquiries nearer': 'inquiry_nearer:.2f',
+        'nearer than non-members': 'nearer:.2f', 'inquiries nearer': 'inquiry_nearer:.2f',
         'membership': 'auc:.2f'}
     cosines = {name: report['cosine'] for name, report in reports.items()}
     cosines['non-members'] = nonmembers.cosine
@@ -415,7 +415,7 @@ LEAKAGE = Study(
     'leakage', 'beyond: leakage',
     'sets of synthetic inquiries come no nearer to the training faces than non-members do',
     '''Nearest training face of every generated face and every inquiry, by the judge, beside how near
-    held-out real people (those of the verification pairs) come to the training faces; the share above the
+    held-out real people (those of the verification pairs) come to the training faces; the fraction above the
     judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of non-members can tell), and a
     membership test: are training faces nearer to the set than held-out ones?''',
     leakage_arms, conclude_leakage, needs_dropout)
@@ -437,7 +437,7 @@ def conclude_consistency(evidence):
         {noise["real"]:.1%}, equal error rate {rows["real"]["eer"]:.1%}. At the lowest m: scalar
         {scalar[-1]["label_noise"]:.1%}, sphere {sphere[-1]["label_noise"]:.1%}. Held if no arm has more.'''
     lines = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}
-    xlabel, ylabel = similarity_label(evidence), 'label noise, share of faces'
+    xlabel, ylabel = similarity_label(evidence), 'label noise, fraction of faces'
     fig = curve(lines, y='label_noise', xlabel=xlabel, ylabel=ylabel, flat=[rows['real']])
     return Finding(len(kept) == len(rows)-1, says, fig, columns=SET | {'equal error rate': 'eer:.1%'})
 
@@ -445,7 +445,7 @@ def conclude_consistency(evidence):
 IDENTITY_CONSISTENCY = Study(
     'identity-consistency', 'a reviewer', 'faces of one inquiry keep one identity as m falls',
     '''By the judge: within- against between-identity ROC of the set itself (equal error rate), and label
-    noise: the share of faces nearer to another identity's centre than to their own without them.''',
+    noise: the fraction of faces nearer to another identity's centre than to their own without them.''',
     lambda recipe: untrained(both_controls(recipe) | dict(real=REAL)), conclude_consistency)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cbe53752

@@ -25,9 +25,10 @@ from .bench import count_flops
 from .arms import (
     Arm, COPIES, faces_of, generator_numbers, inquiry_embeddings, judge_embeddings, photo_groups, REAL,
     recogniser_config, recogniser_similarities, requested, training_history)
-from .study import (
-    better, both_controls, claims_better, compare, Evidence, Finding, jointly, kinds, middle, needs_dropout,
-    needs_toy, peak, scalar_levels, SET, sphere_arm, sphere_levels, strip, Study, untrained, words_of, WORTH)
+from cemiface.experiment.study import (
+    better, both_controls, claims_better, compare, Finding, jointly, kinds, middle, needs_dropout,
+    needs_toy, peak, scalar_levels, SET, sphere_arm, sphere_levels, strip, Study, untrained, words_of,
+    WORTH)
 
 # %% ../../nbs/76_experiment.paper.ipynb #c1f68247
 def group_arms(recipe):
@@ -244,7 +245,7 @@ def conclude_statistics(evidence):
         within an identity.'''
     fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
     plot_similarity(cosines, evidence.lab.judge_name, fig.subplots())
-    spread = {'spread': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
+    spread = {'std': 'similarity_std:.2f', 'random pairs': 'random pairs:.2f', 'even': 'even:.2f'}
     return Finding(held, says, fig, columns=SET | spread)
 
 # %% ../../nbs/76_experiment.paper.ipynb #c67ac019
@@ -252,7 +253,7 @@ SIMILARITY_STATISTICS = Study(
     'similarity-statistics', 'Tab 7, rebuttal',
     '''at m = 0 faces are less similar to their inquiry and to each other than at m = 1, and real photos of
     one person lie between''',
-    '''By the judge: cosine to the inquiry and its spread, mean cosine of random pairs of one identity,
+    '''By the judge: cosine to the inquiry and its standard deviation, mean cosine of random pairs of one identity,
     identities by their mean similarity in steps of 0.1, and whether the faces lie evenly round their
     inquiry (then within would be the square of the similarity).''',
     lambda recipe: untrained(kinds(recipe)), conclude_statistics)

@@ -63,7 +63,12 @@ def caution(
 # %% ../../nbs/70_experiment.report.ipynb #cdc1576a
 COLUMNS = 'set', 'm', 'images', 'similarity', 'within', 'between', 'leakage', 'accuracy', 'gap to real'
 
-def number(value, style): return '-' if value is None else format(value, style)
+def number(
+    value, # or None
+    style:str, # format, as in '.2f'
+)->str:
+    "A number for a table, or a dash"
+    return '-' if value is None else format(value, style)
 
 def table_rows(
     results, # results.json

@@ -188,7 +188,9 @@ class TrainingData:
             directions=normal((b, self.embeddings.shape[2]), what='direction'))
         return [self.gather(count/parts, **take_slice(whole, part, parts)) for part, parts in which]
 
-    def names(self, step:int)->str:
+    def names(self,
+        step:int, # its number
+    )->str:
         "Which faces are in the batch of a step, in words"
         return self.faces.named(draw_step(self.parts, len(self.faces), step).idx)
 

@@ -135,7 +135,7 @@ def my_batches(
     places:np.ndarray, # places to be drawn, (k,)
     batch:int, # faces of a batch
     ranks, # accelerate's PartialState
-)->list[np.ndarray]: # places of each batch
+)->list[np.ndarray]: # places of each batch, (b,)
     "What this process draws"
     batches = [places[i:i+batch] for i in range(0, len(places), batch)]
     return batches[ranks.process_index::ranks.num_processes]
@@ -178,7 +178,7 @@ def drawn_batches(
     inquiries:FaceSet, # one face per identity
     request:SetRequest, # resolved
     layout:Layout, # of the set
-    batches:list[np.ndarray], # places of each batch
+    batches:list[np.ndarray], # places of each batch, (b,)
 ): # yields who (list of (identity, index)), faces uint8 (b,3,h,w), similarities (b,)
     "Draw the faces of a set, batch by batch"
     if not batches: return
