@@ -325,11 +325,18 @@ class RunFolder:
         "What is remembered of a stage, and its key; empty when it isn't finished"
         return read_json(self.marker(stage), 'stage marker') if self.marker(stage).exists() else {}
 
-    def done(self, stage:str, key:str)->bool:
+    def done(self,
+        stage:str, # its name
+        key:str, # fingerprint of what decides it
+    )->bool:
         "Whether the stage was finished with the same inputs, of which `key` is the fingerprint"
         return self.facts(stage).get('key') == key
 
-    def finish(self, stage:str, key:str, **facts):
+    def finish(self,
+        stage:str, # its name
+        key:str, # fingerprint of what decides it
+        **facts, # plain values
+    ):
         "Mark the stage as finished; the facts (seconds, losses, files) are remembered"
         write_json(self.marker(stage), dict(key=key, **facts))
 

@@ -194,7 +194,11 @@ class TrainingData:
         "Which faces are in the batch of a step, in words"
         return self.faces.named(draw_step(self.parts, len(self.faces), step).idx)
 
-    def gather(self, matched_count, idx, mirror, matched, other, **drawn):
+    def gather(self,
+        matched_count:float, # faces with the similarity term that this slice stands for
+        idx, mirror, matched, other, # as StepDraws has them, of this slice
+        **drawn, # the rest of StepDraws, noise and directions
+    ):
         "The faces and embeddings of a slice, with what else was drawn for it"
         inquiry = self.other_photo(idx.numpy(), other.numpy()) if self.other_photo else idx.numpy()
         e = self.embeddings[mirror.long().numpy(), inquiry]
