@@ -30,6 +30,7 @@ from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #c5b977f3
@@ -325,20 +326,23 @@ class RunFolder:
         "What is remembered of a stage, and its key; empty when it isn't finished"
         return read_json(self.marker(stage), 'stage marker') if self.marker(stage).exists() else {}
 
-    def done(self,
-        stage:str, # its name
-        key:str, # fingerprint of what decides it
-    )->bool:
-        "Whether the stage was finished with the same inputs, of which `key` is the fingerprint"
-        return self.facts(stage).get('key') == key
+# %% ../nbs/00_core.ipynb #n9490680
+@patch
+def done(self:RunFolder,
+    stage:str, # its name
+    key:str, # fingerprint of what decides it
+)->bool:
+    "Whether the stage was finished with the same inputs, of which `key` is the fingerprint"
+    return self.facts(stage).get('key') == key
 
-    def finish(self,
-        stage:str, # its name
-        key:str, # fingerprint of what decides it
-        **facts, # plain values
-    ):
-        "Mark the stage as finished; the facts (seconds, losses, files) are remembered"
-        write_json(self.marker(stage), dict(key=key, **facts))
+@patch
+def finish(self:RunFolder,
+    stage:str, # its name
+    key:str, # fingerprint of what decides it
+    **facts, # plain values
+):
+    "Mark the stage as finished; the facts (seconds, losses, files) are remembered"
+    write_json(self.marker(stage), dict(key=key, **facts))
 
 # %% ../nbs/00_core.ipynb #cbac6986
 def versions(

@@ -274,8 +274,10 @@ class LossConfig:
         choices=['squared', 'absolute', 'euclidean'])
 
 CONTROLS = ('scalar', 'sphere', 'both')
+
 PRECISIONS = ['no', 'bf16', 'fp16', 'auto']
 
+# %% ../nbs/01_recipe.ipynb #n1172804
 @dataclass
 class TrainingConfig:
     "How the generator is trained (section `training` of a recipe)"

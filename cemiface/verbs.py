@@ -157,6 +157,7 @@ def chosen_pictures(a, pipe, pictures, limit):
     raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                         'lower --identities, raise --threshold or bring more faces')
 
+# %% ../nbs/81_verbs.ipynb #n1083982
 def do_generate(a):
     "A labelled set"
     from cemiface.core import sweep
@@ -249,6 +250,7 @@ def do_verify(a):
     numbers = text_table(names, [[f'{100*v:.2f}' for v in accuracies]], '>'*len(names))
     return table, '\n'.join([*lines, '', *numbers])
 
+# %% ../nbs/81_verbs.ipynb #n7577961
 def do_analyse(a):
     "What a set is"
     from cemiface.analysis.leakage import leakage_beside_nonmembers, leakage_words, PROMISE
@@ -342,6 +344,7 @@ def do_bench(a):
         text += [f'costs: {path}' for path in facts['plots']]
     return facts, '\n'.join(text)
 
+# %% ../nbs/81_verbs.ipynb #n7301637
 def do_recipes(a):
     "The shipped recipes, or one of them"
     if a.name:

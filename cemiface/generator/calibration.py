@@ -9,6 +9,7 @@ __all__ = ['LEVELS', 'Calibration', 'achieved', 'half_error', 'calibrate']
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fastcore.basics import patch
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq, isotonic_regression
 
@@ -56,16 +57,18 @@ class Calibration:
             raise CemiFaceError(f'm = {m:g} is outside the calibrated [{self.m[0]:g}, {self.m[-1]:g}]')
         return float(self.curve(m))
 
-    def m_for(self,
-        similarity:float, # to be achieved
-    )->float: # m, to four places
-        "The m that achieves a similarity; raises CemiFaceError for one out of reach"
-        low, high = self.reach
-        if not low <= similarity <= high:
-            raise CemiFaceError(f'similarity = {similarity:g} is out of the reach of {self.control} control, '
-                                f'[{np.ceil(low*1e3)/1e3:g}, {np.floor(high*1e3)/1e3:g}] by the judge '
-                                f'{self.judge[:8]}')
-        return round(brentq(lambda m: self.curve(m)-similarity, self.m[0], self.m[-1]), 4)
+# %% ../../nbs/37_generator.calibration.ipynb #n9302887
+@patch
+def m_for(self:Calibration,
+    similarity:float, # to be achieved
+)->float: # m, to four places
+    "The m that achieves a similarity; raises CemiFaceError for one out of reach"
+    low, high = self.reach
+    if not low <= similarity <= high:
+        raise CemiFaceError(f'similarity = {similarity:g} is out of the reach of {self.control} control, '
+                            f'[{np.ceil(low*1e3)/1e3:g}, {np.floor(high*1e3)/1e3:g}] by the judge '
+                            f'{self.judge[:8]}')
+    return round(brentq(lambda m: self.curve(m)-similarity, self.m[0], self.m[-1]), 4)
 
 # %% ../../nbs/37_generator.calibration.ipynb #c015
 def achieved(

@@ -47,6 +47,7 @@ class CemiFaceOutput(BaseOutput):
     images:list|np.ndarray|Tensor
     similarity:Tensor
 
+# %% ../../nbs/38_generator.pipeline.ipynb #n1455190
 class CemiFacePipeline(DiffusionPipeline):
     "Draws faces of a chosen similarity to inquiry faces"
     model_cpu_offload_seq = 'condition->unet'

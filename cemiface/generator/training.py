@@ -195,10 +195,8 @@ class TrainingData:
         return self.faces.named(draw_step(self.parts, len(self.faces), step).idx)
 
     def gather(self,
-        matched_count:float, # faces with the similarity term that this slice stands for
-        idx, mirror, matched, other, # as StepDraws has them, of this slice
-        **drawn, # the rest of StepDraws, noise and directions
-    ):
+        matched_count, idx, mirror, matched, other, # of this slice, as StepDraws has them
+        **drawn): # the rest of StepDraws, noise and directions
         "The faces and embeddings of a slice, with what else was drawn for it"
         inquiry = self.other_photo(idx.numpy(), other.numpy()) if self.other_photo else idx.numpy()
         e = self.embeddings[mirror.long().numpy(), inquiry]
@@ -409,14 +407,18 @@ class TrainingState:
     step:int # steps done before
     pending:tuple # sums and number of steps that the log has not written yet
 
-    def update(self, rate:float):
+    def update(self,
+        rate:float, # learning rate of this step
+    ):
         "One step of AdamW with this learning rate, and one of the moving average"
         for group in self.optimiser.param_groups: group['lr'] = rate
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.average.step(self.denoiser.parameters())
 
-    def save(self, path:Path, step:int, pending:tuple)->float:
+    def save(self,
+        path:Path, step:int, pending:tuple, # file, steps done, rows of the log
+    )->float: # when it was made
         "A checkpoint after `step` steps, by the main process; the time at which it was made"
         if self.accelerator.is_main_process:
             save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),

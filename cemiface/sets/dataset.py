@@ -140,6 +140,7 @@ def my_batches(
     batches = [places[i:i+batch] for i in range(0, len(places), batch)]
     return batches[ranks.process_index::ranks.num_processes]
 
+# %% ../../nbs/41_sets.dataset.ipynb #n9881177
 def merge_manifests(
     folder:RunFolder, # of the set
     key:str, # fingerprint of the finished set
@@ -282,6 +283,7 @@ def read_set(
     wanted = [layout.place(int(Path(f).parent.name), int(Path(f).stem)) is not None for f in faces.files]
     return faces if all(wanted) else faces.subset(np.flatnonzero(wanted))
 
+# %% ../../nbs/41_sets.dataset.ipynb #n1220939
 def make_set(
     pipe:CemiFacePipeline, # generator
     inquiries:FaceSet, # one face per identity
@@ -391,6 +393,7 @@ def numbered_inquiries(
     return FaceSet(candidates[:n], np.arange(n), files=[f'{i:06d}/000.png' for i in range(n)],
         root=inquiries_at)
 
+# %% ../../nbs/41_sets.dataset.ipynb #n5807590
 def make_screened_set(
     pipe:CemiFacePipeline, # generator
     candidates:np.ndarray, # inquiry faces, unlike each other, in the order of their use, uint8 (n,3,h,w)
