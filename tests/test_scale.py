@@ -8,11 +8,11 @@ from conftest import in_process
 
 def simulate(generator, inquiries, folder, n):
     "In a process of its own: a set of n faces by a denoiser that does nothing, whose pictures are thrown away"
-    import numpy as np
     import torch
     from cemiface.data.faces import FaceSet
     from cemiface.generator import denoiser, pipeline
-    from cemiface.recipe import GenerationConfig
+    from cemiface.generator.sampling import SetRequest
+    from cemiface.recipe import SamplingConfig
     from cemiface.sets import dataset
     memory, seen = [], []
     def nothing(self, x, t, tokens):
@@ -22,8 +22,8 @@ def simulate(generator, inquiries, folder, n):
     dataset.save_image = lambda picture, path: seen.append(1) if len(seen)<3 else None
     pipe = pipeline.load_generator(generator)
     people = FaceSet.from_folder(inquiries, pipe.size)
-    cfg = GenerationConfig(steps=1, batch=500, eta=0.)
-    made = dataset.write_set(pipe, people, folder/'set', .9, 'sphere', 0, cfg, counts=np.full(len(people), n//len(people)))
+    request = SetRequest(.9, control='sphere', sampling=SamplingConfig(steps=1, batch=500), per_identity=n//len(people))
+    made = dataset.write_set(pipe, people, request, folder/'set')
     after = int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
     with open(folder/'set'/'manifest.jsonl') as f: lines = sum(1 for _ in f)
     (folder/'memory.json').write_text(json.dumps(dict(memory=memory, after=after, faces=made.total, lines=lines, written=len(seen))))
