@@ -162,13 +162,16 @@ def do_generate(a):
     "A labelled set"
     from cemiface.core import sweep
     from cemiface.data.formats import inquiries_beside
-    from cemiface.generator.sampling import SetRequest
+    from cemiface.generator.pipeline import calibrated
+    from cemiface.generator.sampling import check_steps, SetRequest
     from cemiface.runtime import processes
     from cemiface.sets.dataset import make_screened_set, open_set, write_set
     from cemiface.sets.inquiries import kept_inquiries, write_inquiries
     sampling, pipe = sampling_of(a), open_generator(a)
+    check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
-    m, screen, out = pipe.resolve(asked).m, open_screen(a), Path(a.out)
+    if asked.m is None: asked = calibrated(asked, pipe.calibrations.get(a.control))
+    m, screen, out = asked.m, open_screen(a), Path(a.out)
     pictures = candidate_pictures(a, pipe, sampling)
     chosen = chosen_pictures(a, pipe, pictures, None if screen else a.identities)
     inquiries_at = inquiries_beside(out)
