@@ -112,6 +112,9 @@ def slices_of(
     per_process = max(k for k in range(1, threads+1) if k == 1 or batch%k == 0 and batch >= k*least)
     return [(ranks.process_index+n*k, n*per_process) for k in range(per_process)]
 
+# %% ../nbs/02_runtime.ipynb #n5694380
+if 'IN_TEST' in os.environ and 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
+
 # %% ../nbs/02_runtime.ipynb #c3aa4b5d
 def reset_peak(
     device='cpu', # whose memory

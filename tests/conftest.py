@@ -21,7 +21,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background jobs ignore it, and so would all that is started here
 
 root = Path(__file__).resolve().parents[1]
-os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', PYTHONWARNINGS='ignore:resource_tracker')     # the killed leave semaphores
+os.environ.setdefault('OMP_NUM_THREADS', '1')          # several commands often share the cores
+os.environ.update(MPLBACKEND='agg', PYTHONWARNINGS='ignore:resource_tracker')     # the killed leave semaphores
 os.environ['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
 os.environ.pop('CEMIFACE_QUIET', None)
 
