@@ -54,7 +54,7 @@ def check_recipe(
     m_levels(r.training)
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
-    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # do the sizes fit?
+    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # checks sizes, takes no memory
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
         raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
                             'condition.dropout above 0')
@@ -111,7 +111,7 @@ def open_run(
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
 )->Context:
-    "Begin or resume; raises CemiFaceError, before it writes, for what cannot work or another run's folder"
+    "Begin or resume. Raises CemiFaceError, before writing, for bad settings or files, or another run's folder"
     inputs = inputs or Inputs()
     check_recipe(recipe, trained=bool(inputs.assets))
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
@@ -131,7 +131,7 @@ def stage(
     *args, # of `make`
     keep:bool=True, # remember the plain value that `make` returns; if not, `make` is called every time
 ): # what `make` returns
-    "Do a stage, or read what it found when the same things decided; its seconds are remembered"
+    "Do a stage, or read what it found; if anything that decides it has changed, do it again"
     key = fingerprint(*(getattr(o, 'fingerprint', o) for o in decides))
     if ctx.folder.done(name, key): return ctx.folder.facts(name)['found'] if keep else make(*args)
     log(f'{name} ...')
@@ -176,7 +176,7 @@ def load_encoders(
     ctx, # Context of the run
     train:FaceSet, # training faces of the generator
 )->Encoders:
-    "Those of the user, shipped ones, or for toy faces ones trained here: the judge on as many other people"
+    "The user's encoders; for toy faces the shipped ones, or two trained here on different people"
     r, t, i = ctx.recipe, ctx.recipe.toy, ctx.inputs
     toy = r.faces.source == 'toy'
     weights = [Path(i.assets or ctx.out)/role for role in ENCODER_ROLES]
@@ -300,7 +300,7 @@ def baseline_sets(
     train:FaceSet, # training faces
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
-    "Real photos, where they have identities, and copies of the inquiries: as many images as the own volume"
+    "Real photos, if they have identities, and copies of the inquiries; as many images as a generated set"
     r = ctx.recipe
     k = r.generation.per_identity+r.generation.copies
     own = inquiries.subset(slice(r.inquiries.identities))
@@ -355,7 +355,7 @@ def judge_set(
     encoders:Encoders, # of which the judge looks
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict: # facts, and of a generated set the histograms over BINS
-    "What the judge says of a set; of a generated one also who comes near whom, in analysis/NAME.csv"
+    "Measure a set; of a generated one, write each identity's nearest training photo to analysis/NAME.csv"
     judge, faces, cache = encoders.judge, compared.faces, ctx.out/'cache'
     facts = plain(analyse(faces, judge, compared.inquiries, None, cache, ctx.device, encoders.judge_name))
     if not compared.inquiries: return facts
@@ -379,7 +379,7 @@ def measure_set(
     people:People, # training faces and pairs
     encoders:Encoders, # of which the judge looks at the set
     nonmembers:NonMembers, # how near others come to the training faces
-)->dict: # a set of results.json, without gap_to_real
+)->dict: # a row of results.json; gap_to_real is added later
     "Train and verify recognisers on a set joined by copies of its inquiries, and let the judge look at it"
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
@@ -401,8 +401,8 @@ def measure_encoder(
     ctx, # Context of the run
     encoder:FaceEncoder, # E_id
     pairs:PairSet, # at the size of their files
-)->dict: # a set of results.json, without gap_to_real
-    "Verify E_id itself, which bounds what can be expected"
+)->dict: # a row of results.json; gap_to_real is added later
+    "Verify E_id itself, as a reference"
     facts = stage(ctx, 'verification of E_id', (encoder, pairs), keep_verification, encoder, pairs,
         ctx.out/'verification'/'E_id-0.npy', ctx.device)
     return dict.fromkeys(('control', 'm', 'identities', 'images', *FACTS)) | dict(

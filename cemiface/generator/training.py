@@ -260,7 +260,7 @@ MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_ma
 def may_change(
     parts:GeneratorParts, # sections of the recipe
 )->set[str]: # dotted names
-    "The settings with which a training can go on, changed, when that is asked for"
+    "The settings that may differ from those of the checkpoint if `force` is given"
     return {f'training.{k}' for k in MAY_CHANGE+SPEED_ONLY} | {f'loss.{k}' for k in asdict(parts.loss)}
 
 # %% ../../nbs/35_generator.training.ipynb #cff028c6
@@ -268,7 +268,7 @@ def training_settings(
     faces:FaceSet, # faces to learn from
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections of the recipe, and the seed
-    changing:bool=True, # with what may change on the way?
+    changing:bool=True, # include the settings of MAY_CHANGE?
     start:str|None=None, # fingerprint of the generator to begin with
 )->dict: # sections of the recipe, and fingerprints
     "Everything that decides a training"
@@ -365,7 +365,7 @@ class TrainingLog:
 @dataclass
 class NonFinite:
     "Keeps steps without a finite gradient away from the weights, and counts them"
-    accelerator:Accelerator # in fp16 its scaler keeps them away, and only the losses are looked at
+    accelerator:Accelerator # in fp16 its scaler skips steps, and only losses are looked at
     limit:int # how many may be left out
     named:Callable # step -> names of its faces
     count:int=0 # how many were left out
@@ -417,9 +417,11 @@ class TrainingState:
         self.average.step(self.denoiser.parameters())
 
     def save(self,
-        path:Path, step:int, pending:tuple, # file, steps done, rows of the log
-    )->float: # when it was made
-        "A checkpoint after `step` steps, by the main process; the time at which it was made"
+        path:Path, # file
+        step:int, # steps done
+        pending:tuple, # sums and number of steps that the log has not written yet
+    )->float: # when it was made, in seconds of time.monotonic
+        "Write a checkpoint after `step` steps, in the main process"
         if self.accelerator.is_main_process:
             save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
                 optimiser=self.optimiser.state_dict(), average=self.average.state_dict(), **self.keys)
