@@ -1,11 +1,10 @@
-"""Notebooks once more, all in one process, in reverse order, with N threads: `python .ci/variation.py N NOTEBOOK...`
+"""Notebooks in one process, in reverse order, with N threads: `python .ci/variation.py N NOTEBOOK...`
 
-A test must hold on any number of threads, and a notebook must leave the process as it found it: the runner of the
-test command reuses its processes, so what one notebook changes and keeps is an error in another."""
+A test must hold for any number of threads. A notebook must restore what it changes: `nbdev_test` reuses its processes,
+so the change would reach the notebooks that follow."""
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import matplotlib
@@ -19,8 +18,8 @@ def state():
     return dict(gradients=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(), precision=torch.get_float32_matmul_precision(),
         mkldnn=torch.backends.mkldnn.enabled, anomaly=torch.is_anomaly_enabled(), numpy_errors=np.geterr(),
-        folder=os.getcwd(), environment=dict(os.environ), figures=dict(matplotlib.rcParams),
-        log_level=logging.getLogger().level)
+        folder=os.getcwd(), environment=dict(os.environ), log_level=logging.getLogger().level,
+        figures={k: v for k, v in matplotlib.rcParams.items() if k not in ('backend', 'interactive')})   # nbdev sets these
 
 def changes(before, after):
     "The names whose values differ, with both values where they are short"
