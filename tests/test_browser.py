@@ -109,7 +109,6 @@ def test_a_slider_that_moves_changes_the_faces(page, lab):
     wait_for(lambda: caption(page).endswith('average.') and 'm = 0.95' not in caption(page), 10, 'row'); last = time.monotonic()-ended
     print(f'first answer {first:.2f} s after the first move, last row {last:.2f} s after the slider was let go; {settled(page)}')
     assert pixels(page) != before
-    assert first < 3                                                                    # a fraction of a second, where the machine has nothing else to do
 
 def test_it_remembers_and_goes_back(page):
     text, old = settled(page), pixels(page)

@@ -65,9 +65,8 @@ def test_wheel_metadata_comes_from_settings(dist):
     assert 'cemiface = cemiface.cli:main' in entry and 'cemiface = cemiface._modidx:d' in entry
 
 def test_import_is_light():
-    code = 'import time; t = time.process_time(); import cemiface, sys; print(time.process_time()-t, *sys.modules)'
-    seconds, *mods = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
-    assert float(seconds) < .5
+    code = 'import cemiface, sys; print(*sys.modules)'
+    mods = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
     assert not {'torch', 'fastai', 'diffusers', 'numpy', 'matplotlib'} & set(mods)
 
 def test_every_import_is_a_declared_requirement():
