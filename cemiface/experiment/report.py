@@ -25,6 +25,7 @@ from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 # %% ../../nbs/70_experiment.report.ipynb #ce6913c5
 FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1'      # by the judge
 
+# %% ../../nbs/70_experiment.report.ipynb #n6080185
 def sets_of(
     rows, # sets of results.json
     control:str, # `scalar` or `sphere`
@@ -70,6 +71,7 @@ def number(
     "A number for a table, or a dash"
     return '-' if value is None else format(value, style)
 
+# %% ../../nbs/70_experiment.report.ipynb #n9029103
 def table_rows(
     results, # results.json
 ): # one list of texts per set, in the order of COLUMNS
@@ -94,6 +96,7 @@ def table_note(
             'accuracy in %, gap in points')
     return '; '.join(filter(None, [note, caution(results['sets'])]))
 
+# %% ../../nbs/70_experiment.report.ipynb #n3340791
 def results_table(
     results, # results.json
 )->str: # text in columns
@@ -106,6 +109,7 @@ STYLES = dict(
     scalar=dict(color=ORANGE, ls='--'), sphere=dict(color=BLUE, ls='-'), real=dict(color=GREEN, ls='-.'),
     inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
 
+# %% ../../nbs/70_experiment.report.ipynb #n8590658
 def set_label(
     r, # a set of results.json
 )->str:
