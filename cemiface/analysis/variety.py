@@ -124,11 +124,6 @@ def residual_variety(
     total, left = variance(seen), variance(seen-predicted)
     return dict(total=total, left=left, share=left/total)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c093966d
-class _BytesToFloat(torch.nn.Module):
-    "Images in [-1,1] from bytes"
-    def forward(self, images): return to_float(images)
-
 # %% ../../nbs/61_analysis.variety.ipynb #cc407647
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
@@ -143,18 +138,17 @@ def frechet_distance(
     from torchmetrics.image.fid import FrechetInceptionDistance
     if min(len(images), len(others)) < 2:
         raise CemiFaceError('a Fréchet distance needs at least two images on either side')
-    def tensor(x): return torch.tensor(np.ascontiguousarray(x), device=device)
-    features = 2048                                            # of Inception
+    features, prepare = 2048, torch.tensor                     # Inception takes bytes
     if network is not None:
-        features = torch.nn.Sequential(_BytesToFloat(), network, torch.nn.Flatten()).to(device).eval()
-        features.num_features = features(tensor(images[:1])).shape[1]   # torchmetrics asks for it
+        features, prepare = torch.nn.Sequential(network, torch.nn.Flatten()).to(device).eval(), to_float
+        features.num_features = features(prepare(images[:1]).to(device)).shape[1]   # torchmetrics asks for it
     try: fid = FrechetInceptionDistance(features).to(device)
     except Exception as e:
         raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its '
                             'Inception weights, downloaded at the first use; or give another network of '
                             f'features ({str(e).splitlines()[0]})') from e
     for x, real in ((others, True), (images, False)):
-        for part in slices(len(x), batch): fid.update(tensor(x[part]), real=real)
+        for part in slices(len(x), batch): fid.update(prepare(x[part]).to(device), real=real)
     return float(fid.compute())
 
 # %% ../../nbs/61_analysis.variety.ipynb #cfaf7422

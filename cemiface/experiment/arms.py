@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, fingerprint, read_json
 from ..recipe import changed, from_dict, Inputs, load_toml, PACKAGE, Recipe, volume_counts
-from ..data.faces import FaceSet, PairSet, to_float, to_uint8
+from ..data.faces import FaceSet, to_float, to_uint8
 from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, embed_set, FaceEncoder
+from ..encoders.pretrained import embed, embed_set
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
 from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
@@ -32,9 +32,9 @@ from ..recognition.training import augment, train_recogniser
 from cemiface.analysis.similarity import (
     analyse, identity_centres, label_margins, label_noise, set_embeddings, similarity_groups,
     within_covariance)
-from cemiface.experiment.run import (
-    Context, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people, open_run,
-    real_photos, stage)
+from .run import (
+    Context, Encoders, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people,
+    open_run, People, real_photos, stage)
 from .bench import SAMPLERS
 
 # %% ../../nbs/74_experiment.arms.ipynb #cd9679ee
@@ -110,14 +110,8 @@ def tuning_recipe(
 
 # %% ../../nbs/74_experiment.arms.ipynb #c21909f3
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lab(Context):
-    "What all studies of one recipe share"
-    train:FaceSet                # training faces of the generator
-    pairs:PairSet                # verification pairs
-    native_pairs:PairSet         # the same at the size of their files
-    identity:FaceEncoder         # E_id
-    judge:FaceEncoder            # measures the sets
-    judge_name:str               # as tables show it
+class Lab(Context, People, Encoders):
+    "What all studies of one recipe share: a run's context, people and encoders, and"
     pipeline:CemiFacePipeline    # the recipe's own generator
     inquiries:FaceSet            # the recipe's own, one face per identity
     seeds:int                    # recognisers trained on each set

@@ -462,11 +462,11 @@ def rates_of(
     jobs:list[Job], # ours, or ours and the naive one, which take turns
     s, # Setting
     repeats:int, # timings
-)->tuple: # rate, and of two jobs also the naive rate and the ratio of both
+)->dict: # rate; naive_rate and ratio_to_naive, or None
     "Rates of jobs"
     seconds = measure(*(o.call for o in jobs), repeats=repeats, device=s.device)
-    rate, *others = [o.items/t for o, t in zip(jobs, seconds)]
-    return (rate, *others, rate/others[0]) if others else (rate, None, None)
+    rate, naive = ([o.items/t for o, t in zip(jobs, seconds)]+[None])[:2]
+    return dict(rate=rate, naive_rate=naive, ratio_to_naive=naive and rate/naive)
 
 def bench_row(
     s, # Setting
@@ -486,15 +486,16 @@ def bench_row(
     wait_for(s.device)
     memory = peak_memory(s.device)
     if job.precision not in ceilings: ceilings[job.precision] = ceiling(job.precision, s.device)
-    rate, naive_rate, ratio = rates_of([job, *(o(s) for o in makers)], s, repeats)
-    row = dict(work=work, rate=rate, unit=job.unit, size=r.faces.size, ratio_to_naive=ratio,
-        naive_rate=naive_rate, share_of_ceiling=flops*rate/1e12/ceilings[job.precision], batch=job.batch,
-        precision=job.precision, compiled=job.compiled, peak_memory_bytes=memory, recipe=r.name,
+    rates = rates_of([job, *(o(s) for o in makers)], s, repeats)
+    row = dict(work=work, **rates, unit=job.unit, size=r.faces.size, batch=job.batch,
+        share_of_ceiling=flops*rates['rate']/1e12/ceilings[job.precision], precision=job.precision,
+        compiled=job.compiled, peak_memory_bytes=memory, recipe=r.name,
         arch=r.recogniser.arch if work == 'recogniser' else Path(s.eid).name)
     if work in ('sample', 'generate'): row['steps'] = r.sampling.steps
     if work == 'generate':
         jobs = [write_job(s), naive_write_job(s)] if naive else [write_job(s)]
-        row['rate_with_writing'], _, row['ratio_with_writing'] = rates_of(jobs, s, repeats)
+        written = rates_of(jobs, s, repeats)
+        row |= dict(rate_with_writing=written['rate'], ratio_with_writing=written['ratio_to_naive'])
     return row
 
 # %% ../../nbs/72_experiment.bench.ipynb #ce67e15e

@@ -26,7 +26,7 @@ from cemiface.analysis.variety import (
     by_group, nuisance_probe, nuisance_variety, PREDICTORS, read_groups, residual_variety, suggest,
     toy_groups)
 from ..analysis.leakage import leakage_report, leakage_table, membership
-from .run import inquiry_rows, load_or_measure_nonmembers, People, persons_of_pairs
+from .run import inquiry_rows, load_or_measure_nonmembers, persons_of_pairs
 from .arms import (
     Arm, calibration_of, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, measure_arms,
     open_lab, REAL, recogniser_folder, recogniser_similarities, similarities_achieved)
@@ -285,7 +285,7 @@ def measure_leakage(evidence, nonmembers): # nonmembers: their level and thresho
 def conclude_leakage(evidence):
     "The intervals of the sets from synthetic inquiries decide"
     lab = evidence.lab
-    nonmembers = load_or_measure_nonmembers(lab, lab.judge, People(lab.train, lab.pairs, lab.native_pairs))
+    nonmembers = load_or_measure_nonmembers(lab, lab.judge, lab)
     reports = measure_leakage(evidence, nonmembers)
     synthetic = evidence.select(inquiries='synthetic').values()
     held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for row in synthetic))
@@ -377,16 +377,17 @@ def plot_groups(
 def evenness(
     rows:list[dict], # name, what, kind, group, lo, hi, identities; groups of one person are left out
     width:float=.1, # that all intervals of a family may span
-)->tuple: # held; families (name, what, kind) -> rows; the families with groups that lie apart
+)->tuple: # held; families (name, what, kind) -> (lo, hi) of each; the families with groups that lie apart
     "Are groups alike?"
-    families, apart, narrow = {}, [], True
+    families, apart, widths = {}, [], []
     for row in rows:
-        if row['identities'] > 1: families.setdefault((row['name'], row['what'], row['kind']), []).append(row)
+        key = row['name'], row['what'], row['kind']
+        if row['identities'] > 1: families.setdefault(key, []).append((row['lo'], row['hi']))
     for key, family in families.items():
-        low, high = [row['lo'] for row in family], [row['hi'] for row in family]
+        low, high = zip(*family)
         if max(low) > min(high): apart.append(key)
-        narrow = narrow and max(high)-min(low) <= width
-    return False if apart else True if families and narrow else None, families, apart
+        widths.append(max(high)-min(low))
+    return False if apart else True if widths and max(widths) <= width else None, families, apart
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c03cdffc
 def groups_of_people(lab): # of the inquiries and of the people of the pairs: kind -> groups, text

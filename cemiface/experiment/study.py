@@ -29,6 +29,7 @@ from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import to_float
 from ..generator.training import steps_in_all
 from ..recognition.verification import holm, paired_difference
+from .report import figure_text
 from .run import stage
 from .bench import generate_job, measure, recogniser_job, Setting, train_job
 from .arms import (
@@ -115,12 +116,10 @@ def cell_of(
     row, # of a Finding
     column, # 'key:format'
 ):
-    "A figure as text: a dash where there is none, and the standard deviation over seeds behind an accuracy"
-    key, _, form = column.partition(':')
-    value, seeds = row.get(key), np.ravel(row.get('seeds', []))
-    if value is None or value != value: return '-'      # only NaN differs from itself
-    deviation = f' +-{standard_deviation(row):.1f}' if key == 'accuracy' and len(seeds) > 1 else ''
-    return format(value, form)+deviation
+    "A figure as text, with the standard deviation over seeds behind an accuracy"
+    text, seeds = figure_text(row, column), np.ravel(row.get('seeds', []))
+    if text == '-' or not column.startswith('accuracy:') or len(seeds) < 2: return text
+    return f'{text} +-{standard_deviation(row):.1f}'
 
 # %% ../../nbs/75_experiment.study.ipynb #cb2e159f
 def cells_of(
@@ -248,12 +247,13 @@ def words_of_recipe(
     recipe:Recipe, # with levels and volume
 )->dict:
     "What the words of studies.toml stand for; levels fall, and half a volume is nested in the whole"
-    def levels(*m): return sorted({*m}, reverse=True)
+    def below_one(*levels): return sorted({*levels}-{1.}, reverse=True)
     own, toy = recipe.study.sphere or SPHERE_LEVELS, recipe.faces.source == 'toy'
-    scalar, sphere = ([m for m in levels(*o) if m < 1] for o in ((*SCALAR_LEVELS, *recipe.study.scalar), own))
+    sphere = below_one(*own)
     half = f'{max(2, recipe.inquiries.identities//2)}x{recipe.generation.per_identity}'
     return {
-        'lower scalar levels': scalar, 'lower sphere levels': sphere, 'highest sphere levels': sphere[:3],
+        'lower scalar levels': below_one(*SCALAR_LEVELS, *recipe.study.scalar),
+        'lower sphere levels': sphere, 'highest sphere levels': sphere[:3],
         'middle level': sorted(own, reverse=True)[len(own)//2], 'lowest sphere level': min(own),
         'half of the identities': half,
         'similarity groups': range(1, 1+min(5, recipe.toy.per_identity if toy else 2))}
