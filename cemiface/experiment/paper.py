@@ -305,8 +305,8 @@ def conclude_roc(evidence):
         and their mean not above the real ones.'''
     fig = new_figure(height=3.8)
     plot_roc(curves, fig.subplots())
-    columns = {'set': 'name'} | {title: f'{title}:.2%' for title in tar['easy']} | STUDY_FILE['columns']['worth']
-    return Finding(held, says, fig, columns=columns)
+    rates, worth = {title: f'{title}:.2%' for title in tar['easy']}, STUDY_FILE['columns']['worth']
+    return Finding(held, says, fig, columns={'set': 'name'} | rates | worth)
 
 # %% ../../nbs/76_experiment.paper.ipynb #cf751b7a
 ROC = load_study('roc', conclude_roc)

@@ -64,8 +64,8 @@ def caution(
 # %% ../../nbs/70_experiment.report.ipynb #cdc1576a
 COLUMNS = {
     'set': 'label', 'm': 'm:+.2f', 'images': 'images:,d', 'similarity': 'similarity_to_inquiry/mean:.2f',
-    'within': 'within_identity/mean:.2f', 'between': 'between_identity/mean:.2f', 'leakage': 'leakage/max:.2f',
-    'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}      # title -> 'key of a row:format'
+    'within': 'within_identity/mean:.2f', 'between': 'between_identity/mean:.2f',
+    'leakage': 'leakage/max:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}      # title -> 'key of a row:format'
 
 def figure_text(
     row:dict, # of a table
