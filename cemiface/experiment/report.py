@@ -62,10 +62,11 @@ def caution(
             'train the generator for longer before believing the rest')
 
 # %% ../../nbs/70_experiment.report.ipynb #cdc1576a
+# title -> 'key of a row:format'
 COLUMNS = {
     'set': 'label', 'm': 'm:+.2f', 'images': 'images:,d', 'similarity': 'similarity_to_inquiry/mean:.2f',
     'within': 'within_identity/mean:.2f', 'between': 'between_identity/mean:.2f',
-    'leakage': 'leakage/max:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}      # title -> 'key of a row:format'
+    'leakage': 'leakage/max:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}
 
 def figure_text(
     row:dict, # of a table
