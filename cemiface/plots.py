@@ -66,9 +66,13 @@ def standard_deviation(
     return 100*np.std(seeds, ddof=1) if y == 'accuracy' and len(seeds) > 1 else 0
 
 # %% ../nbs/03_plots.ipynb #caa253ac
+def new_figure(width=6.4, height=3.2, dpi=90):
+    "A figure that leaves room for its labels; sizes are in inches"
+    return Figure(figsize=(width, height), dpi=dpi, layout='constrained')
+
 def wide_axes(height=3.6, rows=1):
     "A figure that can also be read on a phone, and its axes, one below the other"
-    fig = Figure(figsize=(5.6, height), dpi=140, layout='constrained')
+    fig = new_figure(5.6, height, 140)
     return fig, fig.subplots(rows, sharex=True, squeeze=False)[:, 0]
 
 def values_of(rows, *keys):
@@ -85,7 +89,7 @@ def curve(
     y:str='accuracy', # key of the vertical axis
 )->Figure:
     "One line for each control, m beside its points, with the standard deviation over seeds"
-    fig = Figure(figsize=(6.4, 3.6), dpi=90, layout='constrained')
+    fig = new_figure(height=3.6)
     ax = fig.subplots()
     for (name, rows), colour in zip(lines.items(), COLOURS):
         rows, heights = values_of(rows, x, y)
@@ -110,7 +114,7 @@ def bars(
 )->Figure:
     "A point for each row, with the standard deviation over seeds"
     rows, values = values_of(rows[::-1], y)
-    fig = Figure(figsize=(6.4, .4*len(rows)+.9), dpi=90, layout='constrained')
+    fig = new_figure(height=.4*len(rows)+.9)
     ax = fig.subplots()
     error = [standard_deviation(r, y) for r in rows]
     ax.errorbar(values, [r['name'] for r in rows], xerr=error, fmt='o', color=BLUE, capsize=3)

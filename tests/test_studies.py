@@ -42,7 +42,7 @@ def test_of_photos(cemiface, finished, dev, tmp_path):
     refused(cemiface('study', 'identity-encoder', *args), 'identity-encoder', 'E_id is given')
 
 def test_mistakes(cemiface, tmp_path):
-    refused(cemiface('study', 'm-swep', '-r', 'toy', '--out', 'new'), 'did you mean m-sweep')
+    refused(cemiface('study', 'm-swep', '-r', 'toy', '--out', 'new'), 'did you mean "m-sweep"')
     refused(cemiface('study', '-r', 'toy', '--out', 'new'), '--all', '--list')
     refused(cemiface('study', 'grid', '--all', '-r', 'toy', '--out', 'new'), '--all')
     refused(cemiface('study', 'grid'), '-r RECIPE')

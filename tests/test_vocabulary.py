@@ -18,6 +18,7 @@ def sources():
     "The files that are checked"
     yield from sorted((root/'cemiface').rglob('*.py'))
     yield from sorted((root/'cemiface'/'recipes').glob('*.toml'))
+    yield root/'cemiface'/'assets'/'studies.toml'
     yield from sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(d[0] in '._' for d in p.relative_to(root).parts))
     yield from sorted(p for p in (root/'tests').glob('*.py') if p.name != 'test_vocabulary.py')
     yield from sorted(p for p in root.glob('*.md') if p.name not in EXEMPT)

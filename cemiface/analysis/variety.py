@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTORS', 'pixels', 'NuisanceProbe', 'nuisance_probe', 'within_variance', 'nuisance_variety', 'residual_variety',
-           'frechet_distance', 'read_groups', 'by_group', 'toy_groups', 'suggest', 'map_points', 'embedding_map']
+           'frechet_distance', 'read_groups', 'by_group', 'toy_groups', 'suggest', 'embedding_map']
 
 # %% ../../nbs/61_analysis.variety.ipynb #c1298198
 import csv
@@ -124,11 +124,6 @@ def residual_variety(
     total, left = variance(seen), variance(seen-predicted)
     return dict(total=total, left=left, share=left/total)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c093966d
-class _BytesToFloat(torch.nn.Module):
-    "Images in [-1,1] from bytes"
-    def forward(self, images): return to_float(images)
-
 # %% ../../nbs/61_analysis.variety.ipynb #cc407647
 def frechet_distance(
     images, # of a set, uint8 (n,3,h,w)
@@ -143,18 +138,17 @@ def frechet_distance(
     from torchmetrics.image.fid import FrechetInceptionDistance
     if min(len(images), len(others)) < 2:
         raise CemiFaceError('a Fréchet distance needs at least two images on either side')
-    def tensor(x): return torch.tensor(np.ascontiguousarray(x), device=device)
-    features = 2048                                            # of Inception
+    features, prepare = 2048, torch.tensor                     # Inception takes bytes
     if network is not None:
-        features = torch.nn.Sequential(_BytesToFloat(), network, torch.nn.Flatten()).to(device).eval()
-        features.num_features = features(tensor(images[:1])).shape[1]   # torchmetrics asks for it
+        features, prepare = torch.nn.Sequential(network, torch.nn.Flatten()).to(device).eval(), to_float
+        features.num_features = features(prepare(images[:1]).to(device)).shape[1]   # torchmetrics asks for it
     try: fid = FrechetInceptionDistance(features).to(device)
     except Exception as e:
         raise CemiFaceError('the usual FID needs torch-fidelity (pip install "cemiface[fid]") and its '
                             'Inception weights, downloaded at the first use; or give another network of '
                             f'features ({str(e).splitlines()[0]})') from e
     for x, real in ((others, True), (images, False)):
-        for part in slices(len(x), batch): fid.update(tensor(x[part]), real=real)
+        for part in slices(len(x), batch): fid.update(prepare(x[part]).to(device), real=real)
     return float(fid.compute())
 
 # %% ../../nbs/61_analysis.variety.ipynb #cfaf7422
@@ -237,20 +231,6 @@ def suggest(
     if not by: raise CemiFaceError(f'the sets and the real photos share none of {", ".join(PREDICTORS)}')
     return next(iter(by.values())) | dict(by=by)
 
-# %% ../../nbs/61_analysis.variety.ipynb #c899080b
-def map_points(
-    e, # embeddings, (n,d)
-    method:str='pca', # 'pca' or 'tsne'
-)->np.ndarray: # (n,2)
-    "Unit embeddings in two dimensions; CemiFaceError for another method"
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    if method not in ('pca', 'tsne'):
-        raise CemiFaceError(f"method {method!r} of the map is unknown; it is 'pca' or 'tsne'")
-    e = unit_rows(e)
-    if method == 'pca': return PCA(2, random_state=0).fit_transform(e)
-    return TSNE(2, perplexity=min(30, max(2, len(e)//4)), init='pca', random_state=0).fit_transform(e)
-
 # %% ../../nbs/61_analysis.variety.ipynb #cc4bc4c5
 def embedding_map(
     e, # embeddings, (n,d)
@@ -260,12 +240,17 @@ def embedding_map(
     identities:int=12, # show the first so many
     ax=None, # axes to draw on
 ): # the axes
-    "Faces as points, one colour and mark an identity"
+    "Unit embeddings as points, one colour and mark an identity; CemiFaceError for another method"
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
     shown = np.unique(labels)[:identities]
     keep = np.isin(labels, shown)
-    points, y = map_points(e[keep], method), labels[keep]
-    ax = ax or plt.subplots(figsize=(4.2, 3.4), dpi=72)[1]
-    for i, k in enumerate(shown): ax.scatter(*points[y == k].T, s=14, color=COLOURS[i%7], marker='os^Dv'[i%5])
-    name = dict(pca='PCA', tsne='t-SNE')[method]
+    e, y = unit_rows(e[keep]), labels[keep]
+    if method == 'pca': name, maker = 'PCA', PCA(2, random_state=0)
+    elif method == 'tsne':
+        name, maker = 't-SNE', TSNE(2, perplexity=min(30, max(2, len(e)//4)), init='pca', random_state=0)
+    else: raise CemiFaceError(f"method {method!r} of the map is unknown; it is 'pca' or 'tsne'")
+    ax, points = ax or plt.subplots(figsize=(4.2, 3.4), dpi=72)[1], maker.fit_transform(e)
+    for i, k in enumerate(shown): ax.scatter(*points[y == k].T, s=9, color=COLOURS[i%7], marker='os^Dv'[i%5])
     ax.set(xlabel=f'{name} 1', ylabel=f'{name} 2', title=f'{len(shown)} identities, by {judge}')
     return ax

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'JOBS', 'SAMPLERS', 'measure', 'ceiling', 'sized', 'Setting', 'Job', 'train_job', 'naive_train_job',
            'sample_job', 'generate_job', 'write_job', 'naive_sample_job', 'naive_generate_job', 'naive_write_job',
-           'recogniser_steps', 'recogniser_job', 'PictureSet', 'naive_recogniser_job', 'embed_job', 'naive_embed_job',
-           'bench', 'bench_table', 'cost_curves', 'plot_costs', 'write_costs']
+           'recogniser_steps', 'recogniser_job', 'naive_augmentation', 'naive_recogniser_job', 'embed_job',
+           'naive_embed_job', 'bench', 'bench_table', 'cost_curves', 'plot_costs', 'write_costs']
 
 # %% ../../nbs/72_experiment.bench.ipynb #c001f682
 import math
@@ -27,14 +27,14 @@ from diffusers.models.attention_processor import AttnAddedKVProcessor2_0
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import conv_flop_count, FlopCounterMode
 from torchvision.transforms import v2
 
 from ..core import atomic_path, CemiFaceError, csv_text, FORMAT_VERSION, text_table, write_text
 from ..recipe import changed, Recipe
 from ..runtime import default_device, hardware, peak_memory, reset_peak, resolve_precision, workers
-from ..plots import BLUE
+from ..plots import BLUE, new_figure
 from ..data.faces import to_float, to_uint8
 from ..data.toy import toy_faces
 from ..encoders.backbones import ARCHS, cosine
@@ -404,25 +404,18 @@ def recogniser_job(
     return recogniser_steps(s, endless(learn.dls.train), learn.model.train(), learn.opt, precision)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c948c16a
-class PictureSet(Dataset):
-    "Faces as PIL pictures, augmented one by one by torchvision"
-    def __init__(self,
-        faces, # FaceSet, labelled
-        cfg, # CosFaceConfig
-    ):
-        steps = [v2.RandomHorizontalFlip(cfg.flip)]
-        if cfg.crop_scale[0] < 1: steps.append(v2.RandomResizedCrop(faces.images.shape[-1], cfg.crop_scale))
-        if cfg.shift: steps.append(v2.RandomAffine(0, (cfg.shift, cfg.shift)))
-        if cfg.jitter: steps.append(v2.ColorJitter(*[cfg.jitter]*4))
-        steps += v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)
-        if cfg.erase_probability: steps.append(v2.RandomErasing(cfg.erase_probability, cfg.erase_area))
-        self.faces, self.augment = faces, v2.Compose(steps)
-
-    def __len__(self): return len(self.faces)
-
-    def __getitem__(self, i):
-        picture = Image.fromarray(self.faces.images[i].transpose(1, 2, 0))
-        return self.augment(picture), int(self.faces.labels[i])
+def naive_augmentation(
+    cfg, # CosFaceConfig
+    size:int, # side of the faces
+)->v2.Compose: # bytes (3,h,w) -> float (3,h,w) in [-1,1]
+    "A face as a PIL picture, augmented by torchvision"
+    steps = [v2.ToPILImage(), v2.RandomHorizontalFlip(cfg.flip)]
+    if cfg.crop_scale[0] < 1: steps.append(v2.RandomResizedCrop(size, cfg.crop_scale))
+    if cfg.shift: steps.append(v2.RandomAffine(0, (cfg.shift, cfg.shift)))
+    if cfg.jitter: steps.append(v2.ColorJitter(*[cfg.jitter]*4))
+    steps += v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)
+    if cfg.erase_probability: steps.append(v2.RandomErasing(cfg.erase_probability, cfg.erase_area))
+    return v2.Compose(steps)
 
 def naive_recogniser_job(
     s, # Setting
@@ -434,7 +427,9 @@ def naive_recogniser_job(
     weights = [*net.parameters(), *head.parameters()]
     kind = partial(torch.optim.SGD, momentum=cfg.momentum) if cfg.optimiser == 'sgd' else torch.optim.AdamW
     optimiser = kind(weights, cfg.lr, weight_decay=cfg.weight_decay)
-    loader = DataLoader(PictureSet(s.faces, cfg), cfg.batch, shuffle=True, drop_last=True)
+    augment, faces = naive_augmentation(cfg, size), list(zip(torch.tensor(s.faces.images), s.faces.labels))
+    def collate(items): return default_collate([(augment(face), label) for face, label in items])
+    loader = DataLoader(faces, cfg.batch, shuffle=True, drop_last=True, collate_fn=collate)
     return recogniser_steps(s, endless(loader), lambda x, y: head(net(x), y), optimiser)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c2fa7e3b
@@ -467,11 +462,11 @@ def rates_of(
     jobs:list[Job], # ours, or ours and the naive one, which take turns
     s, # Setting
     repeats:int, # timings
-)->tuple: # rate, and of two jobs also the naive rate and the ratio of both
+)->dict: # rate; naive_rate and ratio_to_naive, or None
     "Rates of jobs"
     seconds = measure(*(o.call for o in jobs), repeats=repeats, device=s.device)
-    rate, *others = [o.items/t for o, t in zip(jobs, seconds)]
-    return (rate, *others, rate/others[0]) if others else (rate, None, None)
+    rate, naive = ([o.items/t for o, t in zip(jobs, seconds)]+[None])[:2]
+    return dict(rate=rate, naive_rate=naive, ratio_to_naive=naive and rate/naive)
 
 def bench_row(
     s, # Setting
@@ -491,15 +486,16 @@ def bench_row(
     wait_for(s.device)
     memory = peak_memory(s.device)
     if job.precision not in ceilings: ceilings[job.precision] = ceiling(job.precision, s.device)
-    rate, naive_rate, ratio = rates_of([job, *(o(s) for o in makers)], s, repeats)
-    row = dict(work=work, rate=rate, unit=job.unit, size=r.faces.size, ratio_to_naive=ratio,
-        naive_rate=naive_rate, share_of_ceiling=flops*rate/1e12/ceilings[job.precision], batch=job.batch,
-        precision=job.precision, compiled=job.compiled, peak_memory_bytes=memory, recipe=r.name,
+    rates = rates_of([job, *(o(s) for o in makers)], s, repeats)
+    row = dict(work=work, **rates, unit=job.unit, size=r.faces.size, batch=job.batch,
+        share_of_ceiling=flops*rates['rate']/1e12/ceilings[job.precision], precision=job.precision,
+        compiled=job.compiled, peak_memory_bytes=memory, recipe=r.name,
         arch=r.recogniser.arch if work == 'recogniser' else Path(s.eid).name)
     if work in ('sample', 'generate'): row['steps'] = r.sampling.steps
     if work == 'generate':
         jobs = [write_job(s), naive_write_job(s)] if naive else [write_job(s)]
-        row['rate_with_writing'], _, row['ratio_with_writing'] = rates_of(jobs, s, repeats)
+        written = rates_of(jobs, s, repeats)
+        row |= dict(rate_with_writing=written['rate'], ratio_with_writing=written['ratio_to_naive'])
     return row
 
 # %% ../../nbs/72_experiment.bench.ipynb #ce67e15e
@@ -555,14 +551,14 @@ def cost_curves(
     "Seconds per drawn face, one of steps, size and batch varied at a time"
     unit, batch = recipe.unet.patch*2**(len(recipe.unet.channels)-1), recipe.sampling.batch or 128
     sizes = {max(unit, 8, round(recipe.faces.size*k/unit)*unit) for k in (2/3, 1, 4/3, 2)}
-    values = dict(steps=steps, size=sorted(sizes), batch=sorted({max(2, batch//k) for k in (64, 16, 4, 1)}))
-    keys = dict(steps='sampling.steps', size='faces.size', batch='sampling.batch')
     device, rows = device or default_device(), []
-    for varied, value in [(name, value) for name in values for value in values[name]]:
-        r = changed(recipe, [f'{keys[varied]}={value}', 'training.batch=2', 'recogniser.batch=2'])
+    batches = sorted({max(2, batch//k) for k in (64, 16, 4, 1)})
+    tried = {'sampling.steps': steps, 'faces.size': sorted(sizes), 'sampling.batch': batches}
+    for key, value in ((key, value) for key, values in tried.items() for value in values):
+        r = changed(recipe, [f'{key}={value}', 'training.batch=2', 'recogniser.batch=2'])
         job = generate_job(Setting(r, device, eid))
         seconds, = measure(job.call, repeats=repeats, least=0, device=device)
-        rows.append(dict(varied=varied, value=value, seconds_per_face=seconds/job.items,
+        rows.append(dict(varied=key.partition('.')[2], value=value, seconds_per_face=seconds/job.items,
             steps=r.sampling.steps, size=r.faces.size, batch=job.batch, precision=job.precision))
     return rows
 
@@ -571,7 +567,7 @@ def plot_costs(
     rows:list[dict], # from cost_curves
 )->Figure:
     "Cost of a face against steps, size and batch"
-    fig = Figure(figsize=(9, 2.6), dpi=72, layout='constrained')
+    fig = new_figure(9, 2.6, 72)
     for ax, varied in zip(fig.subplots(1, 3), ('steps', 'size', 'batch')):
         points = [(r['value'], 1000*r['seconds_per_face']) for r in rows if r['varied'] == varied]
         ax.plot(*zip(*points), 'o-', color=BLUE)

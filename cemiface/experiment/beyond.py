@@ -6,8 +6,8 @@
 __all__ = ['MARKERS', 'STUDIES', 'lessons', 'suggest_m', 'plot_groups', 'evenness', 'choose_studies']
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c404ef30
-import difflib
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,44 +15,36 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
 from ..core import CemiFaceError
-from ..recipe import Inputs, Recipe
-from ..plots import bars, COLOURS, curve, plot_similarity
+from ..recipe import Inputs, nearest_key, Recipe
+from ..plots import bars, COLOURS, curve, new_figure, plot_similarity
 from ..data.faces import FaceSet
 from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
-from ..analysis.similarity import identity_centres, set_embeddings, set_roc, similarity_to_inquiry
+from ..analysis.similarity import identity_centres, set_embeddings, set_roc
 from cemiface.analysis.variety import (
     by_group, nuisance_probe, nuisance_variety, PREDICTORS, read_groups, residual_variety, suggest,
     toy_groups)
 from ..analysis.leakage import leakage_report, leakage_table, membership
-from .run import inquiry_rows, load_or_measure_nonmembers, People, persons_of_pairs
-from cemiface.experiment.arms import (
-    Arm, calibration_of, COPIES, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings,
-    measure_arms, open_lab, REAL, recogniser_folder, recogniser_similarities, requested,
-    similarities_achieved)
-from cemiface.experiment.study import (
-    better, both_controls, compare, corrected, Finding, in_points, jointly, middle, needs_dropout, no_worse,
-    peak, SCALAR_LEVELS, scalar_levels, SET, sphere_arm, sphere_levels, Study, surely_above, untrained,
-    words_of, WORTH)
-from .paper import half_volume, PAPER_STUDIES, rank_of_m, similarity_label
+from .run import inquiry_rows, load_or_measure_nonmembers, persons_of_pairs
+from .arms import (
+    Arm, calibration_of, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, measure_arms,
+    open_lab, REAL, recogniser_folder, recogniser_similarities, similarities_achieved)
+from .study import (
+    better, compare, corrected, Finding, in_points, jointly, load_study, no_worse, peak, Study,
+    surely_above, words_of, words_of_recipe)
+from .paper import cosines_to_inquiry, PAPER_STUDIES, rank_of_m, similarity_label
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cb07a35f
 def best_role(evidence, roles): # roles: to choose from
     "The role of the highest accuracy"
     return max(roles, key=lambda role: evidence.rows[role]['accuracy'])
 
-def sphere_sweep_arms(recipe):
-    "(control, m): the levels on the sphere, m = 1 first, the scalar's other levels, and the baselines"
-    sphere = {('sphere', m): sphere_arm(m) for m in sphere_levels(recipe)}
-    scalar = {('scalar', m): requested(m) for m in scalar_levels(recipe)[1:]}
-    return sphere | scalar | dict(real=REAL, copies=COPIES)
-
 def conclude_sphere(evidence):
     "The peak on the sphere, and its height above the scalar's"
-    recipe, rows, easy = evidence.lab.recipe, evidence.rows, ('sphere', 1.)
-    sphere = [('sphere', m) for m in sphere_levels(recipe)]
-    scalar = [('scalar', m) for m in scalar_levels(recipe)[1:]]
+    rows, easy = evidence.rows, ('sphere', 1.)
+    sphere = [easy, *evidence.select(control='sphere')]
+    scalar = [role for role in evidence.select(control='scalar', kind='generated') if role != easy]
     best, inner = best_role(evidence, sphere), [compare(evidence, role, easy) for role in sphere[1:]]
     over, real = compare(evidence, best, best_role(evidence, scalar)), compare(evidence, 'real', best)
     held, words, family = peak(evidence, sphere, [over, *inner])      # all corrected together
@@ -69,76 +61,48 @@ def conclude_sphere(evidence):
     return Finding(held, says, fig, [*family, over, *inner], notes=notes)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c1c6b129
-SPHERE = Study(
-    'sphere', 'beyond: sphere control',
-    'accuracy over m on the sphere peaks inside its range, above m = 1 and above every m of the scalar',
-    '''Every face is conditioned on a random point at similarity m of its inquiry's embedding; the recipe's
-    generator, trained with the scalar alone, is not changed. One recogniser recipe, as many images in every
-    set.''',
-    sphere_sweep_arms, conclude_sphere)
+SPHERE = load_study('sphere', conclude_sphere)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c382f288
-def variant_changes(recipe):
-    "What the claim is tested under: name -> fields of Arm"
-    return {
-        'other inquiries': dict(inquiries='other'),
-        'half of the identities': dict(volume=half_volume(recipe)),
-        'augmented inquiries': dict(inquiries='augmented')}
-
-def variant_arms(recipe):
-    "The middle level (uniform), and (change, semi or easy)"
-    m, changes = middle(recipe), variant_changes(recipe)
-    semi, arms = changes | {'real directions': dict(real_directions=True)}, dict(uniform=sphere_arm(m))
-    for name, change in semi.items(): arms[name, 'semi'] = Arm(f'{name}, {m:g}', m, 'sphere', **change)
-    for name, change in changes.items(): arms[name, 'easy'] = Arm(f'{name}, 1', 1., **change)
-    arms['point and scalar'] = Arm(f'point and scalar, {m:g}', m, 'both')
-    return arms | dict(drawn=Arm('m drawn per face', tuple(sphere_levels(recipe)[1:]), 'sphere'))
-
 def conclude_variants(evidence):
     "Three pairs decide; the variants are a question of their own"
-    m, changes = middle(evidence.lab.recipe), variant_changes(evidence.lab.recipe)
     others = ('real directions', 'semi'), ('augmented inquiries', 'semi'), 'point and scalar', 'drawn'
     variants = corrected([compare(evidence, role, 'uniform') for role in others])
-    held, words, family = better(evidence, [((name, 'semi'), (name, 'easy')) for name in changes])
-    says = f'{words} Variants against uniform directions at {m:g}: {words_of(variants)}.'
+    held, words, family = better(evidence)
+    level = evidence.arms['uniform'].m
+    says = f'{words} Variants against uniform directions at {level:g}: {words_of(variants)}.'
     return Finding(held, says, bars(evidence.table), family+variants)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cdfc33b0
-SPHERE_VARIANTS = Study(
-    'sphere-variants', 'beyond: sphere control',
-    '''semi-hard faces on the sphere beat m = 1 with other inquiries, fewer identities and augmented
-    inquiries, too''',
-    '''The middle level of the sweep against m = 1 under three changes; and, as a question of its own,
-    whether variants of the sphere do better than uniform directions at that level.''',
-    variant_arms, conclude_variants)
+SPHERE_VARIANTS = load_study('sphere-variants', conclude_variants)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cc9cc8c4
 POINTS = {'trained with points': 'sphere', 'sampled only': 'nothing changed'}      # name -> key of TUNINGS
 
 def point_arms(recipe):
     "(way, m) -> Arm"
-    roles = [(way, m) for m in sphere_levels(recipe)[1:] for way in POINTS]
-    return {(way, m): Arm(f'{way}, {m:g}', m, 'sphere', tuning=POINTS[way]) for way, m in roles}
+    roles = product(words_of_recipe(recipe)['lower sphere levels'], POINTS)
+    return {(way, m): Arm(f'{way}, {m:g}', m, 'sphere', tuning=POINTS[way]) for m, way in roles}
 
-def way_lines(evidence, ways): # ways: the first part of the roles
-    "Way -> rows, for a curve"
-    return {way: [row for role, row in evidence.rows.items() if role[0] == way] for way in ways}
+def by_way(evidence): # the roles being (way, m), and `real` perhaps
+    "Way -> role -> row"
+    ways = {}
+    for role, row in evidence.rows.items():
+        if role != 'real': ways.setdefault(role[0], {})[role] = row
+    return ways
+
+def way_curve(evidence, **more): # more: for `curve`
+    "A line for each way"
+    lines = {way: list(rows.values()) for way, rows in by_way(evidence).items()}
+    return curve(lines, xlabel=similarity_label(evidence), **more)
 
 def conclude_points(evidence):
     "Both ways are compared at every level"
-    trained, sampled = POINTS
-    levels = sphere_levels(evidence.lab.recipe)[1:]
-    held, words, family = better(evidence, [((trained, m), (sampled, m)) for m in levels])
-    fig = curve(way_lines(evidence, POINTS), xlabel=similarity_label(evidence))
-    return Finding(held, words, fig, family)
+    trained, sampled = by_way(evidence).values()
+    held, words, family = better(evidence, list(zip(trained, sampled)))
+    return Finding(held, words, way_curve(evidence), family)
 
-SPHERE_TRAINING = Study(
-    'sphere-training', 'beyond: sphere control',
-    '''a generator that was trained with points on the sphere makes better sets than one that only samples
-    with them''',
-    '''The recipe's generator is trained further, with points at m from 0.3 to 1 (similarity 1 to the point
-    asked for at high noise), or as before.''',
-    point_arms, conclude_points)
+SPHERE_TRAINING = load_study('sphere-training', conclude_points, point_arms)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c8377499
 def add_variety(evidence):
@@ -151,19 +115,11 @@ def add_variety(evidence):
         else: variety = residual_variety(faces.images, judge_embeddings(lab, arm), faces.labels)['left']
         evidence.rows[role]['variety'] = variety
 
-PHOTOS = {'another photo': 'another photo', 'the very photo': 'nothing changed'}      # name -> key of TUNINGS
-
 # %% ../../nbs/77_experiment.beyond.ipynb #cda92269
-def photo_arms(recipe):
-    "(way, m) for at most four levels, and real"
-    roles = [(way, m) for way in PHOTOS for m in sphere_levels(recipe)[:4]]
-    arms = {(way, m): replace(sphere_arm(m, tuning=PHOTOS[way]), name=f'{way}, {m:g}') for way, m in roles}
-    return arms | dict(real=REAL)
-
 def conclude_photos(evidence):
     "Both ways are compared at every level"
     add_variety(evidence)
-    another, very = ([(way, m) for m in sphere_levels(evidence.lab.recipe)[:4]] for way in PHOTOS)
+    another, very = map(list, by_way(evidence).values())
     gap, pairs = compare(evidence, 'real', best_role(evidence, another)), list(zip(another, very))
     held, words, family = better(evidence, pairs)
     _, top, inner = peak(evidence, another)
@@ -172,20 +128,11 @@ def conclude_photos(evidence):
     says = f'''{words} Variety with another photo and with the very one: {values}; real photos
         {variety["real"]:.2f}. With another photo: {top} Real photos are {in_points(gap)} better than its
         best.'''
-    lines, columns = way_lines(evidence, PHOTOS), SET | {'variety': 'variety:.2f'} | WORTH
-    fig = curve(lines, flat=[evidence.rows['real']], xlabel=similarity_label(evidence))
-    return Finding(held, says, fig, [*family, *inner], columns, notes=dict(real=gap))
+    fig = way_curve(evidence, flat=[evidence.rows['real']])
+    return Finding(held, says, fig, [*family, *inner], notes=dict(real=gap))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c77f8c0d
-ANOTHER_PHOTO = Study(
-    'another-photo', 'beyond: why semi-hard',
-    '''a generator conditioned on another photo of the person than the one drawn makes better sets at
-    every m''',
-    '''The recipe's generator is trained further, conditioned on another photo of the same person (which
-    takes labels), or on the very photo as in the paper, for as many views; sets of m = 1 and of points on
-    the sphere. Variety within identities: on toy faces of pose, light and background as a linear probe
-    reads them, else of pixels that the judge's embedding does not foretell.''',
-    photo_arms, conclude_photos)
+ANOTHER_PHOTO = load_study('another-photo', conclude_photos)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c0d647d9
 def check_calibration(lab, control, number): # control: scalar or sphere; number: of the generator
@@ -213,29 +160,11 @@ def conclude_calibration(evidence):
         words.append(f'{control}: mean error {errors[control]:.3f} over a reach of {low:.2f} to {high:.2f}.')
     ylabel = f'achieved, {lab.judge_name}'
     fig = curve(lines, 'requested', xlabel='similarity asked for', ylabel=ylabel, y='got')
-    columns = {'generator': 'name', 'lowest': 'lo:.2f', 'highest': 'hi:.2f', 'mean error': 'error:.3f',
-        'largest error': 'worst:.3f', 'standard deviation of faces': 'spread:.2f'}
-    return Finding(max(errors.values()) <= .05, ' '.join(words), fig, [], columns, rows, dict(error=errors))
+    held, notes = max(errors.values()) <= .05, dict(error=errors)
+    return Finding(held, ' '.join(words), fig, rows=rows, notes=notes)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ccc48ec9
-CALIBRATION = Study(
-    'calibration', 'beyond: m that means what it says',
-    'asking for an achieved similarity gets it within 0.05 over the reachable range',
-    '''A monotone curve from requested to achieved similarity is fitted on half of the inquiries, by the
-    judge; then similarities over the reach are asked for, of the other inquiries. With several generators,
-    the mean error over all.''',
-    lambda recipe: {}, conclude_calibration)
-
-# %% ../../nbs/77_experiment.beyond.ipynb #c441ad35
-REACH = {'scalar': {}, 'guidance 2': dict(sampling=('guidance=2.0',))} | {      # way -> fields of Arm
-    f'similarity guidance {g}': dict(sampling=(f'similarity_guidance={g}.0',)) for g in (2, 4, 7)}
-
-def reach_arms(recipe):
-    "(way, m) -> Arm; the plain scalar's m = 1 serves the sphere, too"
-    ways = REACH | {'sphere': dict(control='sphere'), 'lambda .5': dict(tuning='lambda .5')}
-    def levels(way): return sphere_levels(recipe)[1:] if way == 'sphere' else SCALAR_LEVELS
-    roles = [(way, m) for way in ways for m in levels(way)]
-    return untrained({(way, m): Arm(f'{way}, {m:g}', m, **ways[way]) for way, m in roles})
+CALIBRATION = load_study('calibration', conclude_calibration)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c1d10d69
 def range_of(name, rows): # hi, lo, range; name: of a way; rows: by falling m
@@ -248,9 +177,8 @@ def range_of(name, rows): # hi, lo, range; name: of a way; rows: by falling m
 
 def conclude_reach(evidence):
     "One way that widens the range at no higher price is enough"
-    rows = evidence.rows
-    ways = way_lines(evidence, [*REACH, 'sphere', 'lambda .5'])
-    ways['sphere'].insert(0, rows['scalar', 1.])
+    ways = {way: list(rows.values()) for way, rows in by_way(evidence).items()}
+    ways['sphere'].insert(0, evidence.rows['scalar', 1.])
     plain, *others = found = [range_of(way, line) for way, line in ways.items()]
     held = any(o['rise'] <= plain['rise'] for o in others if o['range'] > 1.2*plain['range'])
     def words(o):
@@ -258,21 +186,12 @@ def conclude_reach(evidence):
                 f'rank-1 {o["rank1"]:.2f}.')
     says = f'''Without help: {plain["range"]:.2f}. {" ".join(map(words, others))} Held if a way that widens
         the range by a fifth or more brings centres no closer per unit of similarity than the plain scalar.'''
-    columns = {'way': 'name', 'highest': 'hi:.2f', 'lowest': 'lo:.2f', 'range': 'range:.2f',
-        'within there': 'within:.2f', 'between there': 'between:.2f', 'rank-1 there': 'rank1:.2f',
-        'rise of between': 'rise:.2f'}
     ylabel = 'cosine between identity centres'
     fig = curve(ways, y='between', xlabel=similarity_label(evidence), ylabel=ylabel)
-    return Finding(held, says, fig, [], columns, found, dict(sets=list(rows.values())))
+    return Finding(held, says, fig, rows=found, notes=dict(sets=evidence.table))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c217db43
-REACH_STUDY = Study(
-    'reach', 'beyond: m that means what it says',
-    'the range of similarity can be widened without identities closing in on each other',
-    '''Guidance away from the unconditional prediction, similarity guidance (between the predictions for m
-    and for m = 1), a larger lambda, and the sphere: how far each brings the similarity down from m = 1, and
-    at which price: cosine between identity centres, and rank-1 rate, where the similarity is lowest.''',
-    reach_arms, conclude_reach)
+REACH_STUDY = load_study('reach', conclude_reach)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c9d1000b
 def lessons(
@@ -303,11 +222,7 @@ def add_lessons(evidence):
     for role, arm in evidence.arms.items():
         evidence.rows[role] |= lessons(teacher, faces_of(lab, arm), config.scale, config.margin)
 
-def level_arms(recipe):
-    "m on the sphere, and real"
-    return {m: sphere_arm(m) for m in sphere_levels(recipe)} | dict(real=REAL)
-
-def suggested(rows): # rows: of level_arms
+def suggested(rows): # rows: by role, of the study `why`
     "The m at which statistics of the generated sets meet those of the real photos"
     sets = [{k: row.get(k) for k in ('m', *PREDICTORS)} for role, row in rows.items() if role != 'real']
     return suggest(sets, rows['real'])
@@ -319,7 +234,7 @@ def conclude_why(evidence):
     "Two statistics have to meet the best m"
     add_lessons(evidence)
     add_variety(evidence)
-    levels, rows = sphere_levels(evidence.lab.recipe), evidence.rows
+    rows, levels = evidence.rows, list(evidence.select(kind='generated'))
     sets, accuracies = [rows[m] for m in levels], [rows[m]['accuracy'] for m in levels]
     best, step, picked = best_role(evidence, levels), float(np.max(-np.diff(levels))), suggested(rows)
     ranks = {k: float(spearmanr([row[k] for row in sets], accuracies).statistic) for k in MEASURED}
@@ -330,24 +245,12 @@ def conclude_why(evidence):
     says = f'''Best m: {best:g}. Statistics of real photos are met at {at}. Rank correlation with accuracy
         over the {len(sets)} sets: {along}. Held if within-identity similarity and variety meet the best m
         within one step of the sweep ({step:.2f}).'''
-    columns = {
-        'set': 'name', 'within': 'within:.2f', 'variety': 'variety:.2f', 'loss of the real': 'loss_at:.2f',
-        'inside margin': 'violations:.1%', 'nearer to another': 'hard:.1%', 'gradient': 'gradient:.2f',
-        'alignment': 'alignment:+.3f', **WORTH}
     xlabel = f'within-identity cosine, {evidence.lab.judge_name}'
     fig = curve({'accuracy': sets}, 'within', xlabel=xlabel, flat=[rows['real']])
-    return Finding(held, says, fig, columns=columns, notes=dict(correlations=ranks, suggested=picked))
+    return Finding(held, says, fig, notes=dict(correlations=ranks, suggested=picked))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cf321b23
-WHY = Study(
-    'why', 'beyond: why semi-hard',
-    '''the best set is the one that is most like real photos: in within-identity similarity, and in the
-    variety of what E_id is blind to''',
-    '''A recogniser trained on the real photos looks at every set: loss, fraction of faces inside the margin
-    and nearer to another class, norm and alignment of gradients. Beside it the variety within identities:
-    on toy faces of pose, light and background as a linear probe reads them, else of pixels that the judge's
-    embedding does not foretell. And whether cheap statistics pick the best m.''',
-    level_arms, conclude_why)
+WHY = load_study('why', conclude_why)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ccb8d257
 def suggest_m(
@@ -358,16 +261,10 @@ def suggest_m(
 )->dict: # m, inside (does the range hold a match?), by: predictor -> m, inside
     "The m on the sphere at which a set is like real photos by cheap statistics; no recogniser is trained"
     lab = open_lab(recipe, out, inputs, cpu=cpu)
-    return suggested(measure_arms(lab, untrained(level_arms(recipe))))
+    arms = {role: replace(arm, train=False) for role, arm in WHY.arms(recipe).items()}
+    return suggested(measure_arms(lab, arms))
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c0d48108
-def leakage_arms(recipe):
-    "(given or synthetic, control) -> Arm"
-    m = dict(scalar=1., sphere=middle(recipe))
-    roles = [(kind, c) for kind in ('given', 'synthetic') for c in m]
-    return untrained(
-        {(kind, c): Arm(f'{kind} inquiries, {c} {m[c]:+.2f}', m[c], c, inquiries=kind) for kind, c in roles})
-
 def measure_leakage(evidence, nonmembers): # nonmembers: their level and threshold
     "Name of a set -> leakage report; what the rows show is added to them"
     lab, train, pairs, reports = evidence.lab, evidence.lab.train, evidence.lab.pairs, {}
@@ -388,9 +285,9 @@ def measure_leakage(evidence, nonmembers): # nonmembers: their level and thresho
 def conclude_leakage(evidence):
     "The intervals of the sets from synthetic inquiries decide"
     lab = evidence.lab
-    nonmembers = load_or_measure_nonmembers(lab, lab.judge, People(lab.train, lab.pairs, lab.native_pairs))
-    reports, rows = measure_leakage(evidence, nonmembers), evidence.rows
-    synthetic = [row for (kind, _), row in rows.items() if kind == 'synthetic']
+    nonmembers = load_or_measure_nonmembers(lab, lab.judge, lab)
+    reports = measure_leakage(evidence, nonmembers)
+    synthetic = evidence.select(inquiries='synthetic').values()
     held = jointly(*(no_worse(row['lo']-.5, row['hi']-.5, .1) for row in synthetic))
     def words(r):
         return f'''{r["name"]}: chance of being nearer to a training face than a real non-member
@@ -398,27 +295,16 @@ def conclude_leakage(evidence):
             [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].'''
     says = f'''{" ".join(map(words, evidence.table))} Held if the intervals of the synthetic sets end below
         0.6, false if one begins above one half.'''
-    columns = {'set': 'name', 'nearest': 'nearest:.2f', 'highest': 'highest:.2f',
-        f'above {nonmembers.threshold:.2f}': 'above:.1%', 'excess': 'excess:+.1%',
-        'nearer than non-members': 'nearer:.2f', 'inquiries nearer': 'inquiry_nearer:.2f',
-        'membership': 'auc:.2f'}
     cosines = {name: report['cosine'] for name, report in reports.items()}
     cosines['non-members'] = nonmembers.cosine
-    fig = Figure(figsize=(6.4, 3.2), dpi=90, layout='constrained')
+    fig = new_figure()
     ax = plot_similarity(cosines, lab.judge_name, fig.subplots())
     ax.set_xlabel(f'cosine to the nearest training face, {lab.judge_name}')
     notes = dict(threshold=nonmembers.threshold, table=leakage_table(reports))
-    return Finding(held, says, fig, columns=columns, notes=notes)
+    return Finding(held, says, fig, notes=notes)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c95a899f
-LEAKAGE = Study(
-    'leakage', 'beyond: leakage',
-    'sets of synthetic inquiries come no nearer to the training faces than non-members do',
-    '''Nearest training face of every generated face and every inquiry, by the judge, beside how near
-    held-out real people (those of the verification pairs) come to the training faces; the fraction above the
-    judge's threshold at a false acceptance rate of 1e-4 (or what the pairs of non-members can tell), and a
-    membership test: are training faces nearer to the set than held-out ones?''',
-    leakage_arms, conclude_leakage, needs_dropout)
+LEAKAGE = load_study('leakage', conclude_leakage)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c7777b27
 def conclude_consistency(evidence):
@@ -431,36 +317,20 @@ def conclude_consistency(evidence):
     noise = {role: row['label_noise'] for role, row in rows.items()}
     most = max(.1, 2*noise['real'])
     kept = [row['name'] for role, row in rows.items() if role != 'real' and noise[role] <= most]
-    scalar = [rows['scalar', m] for m in scalar_levels(lab.recipe)]
-    sphere = [rows['sphere', m] for m in sphere_levels(lab.recipe)[1:]]
+    sphere = list(evidence.select(control='sphere').values())
+    scalar = list(evidence.select(control='scalar', kind='generated').values())
     says = f'''Label noise of at most {most:.1%}: {", ".join(kept) or "none"}. Real photos:
         {noise["real"]:.1%}, equal error rate {rows["real"]["eer"]:.1%}. At the lowest m: scalar
         {scalar[-1]["label_noise"]:.1%}, sphere {sphere[-1]["label_noise"]:.1%}. Held if no arm has more.'''
     lines = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}
     xlabel, ylabel = similarity_label(evidence), 'label noise, fraction of faces'
     fig = curve(lines, y='label_noise', xlabel=xlabel, ylabel=ylabel, flat=[rows['real']])
-    return Finding(len(kept) == len(rows)-1, says, fig, columns=SET | {'equal error rate': 'eer:.1%'})
+    return Finding(len(kept) == len(rows)-1, says, fig)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cd897f99
-IDENTITY_CONSISTENCY = Study(
-    'identity-consistency', 'a reviewer', 'faces of one inquiry keep one identity as m falls',
-    '''By the judge: within- against between-identity ROC of the set itself (equal error rate), and label
-    noise: the fraction of faces nearer to another identity's centre than to their own without them.''',
-    lambda recipe: untrained(both_controls(recipe) | dict(real=REAL)), conclude_consistency)
-
-# %% ../../nbs/77_experiment.beyond.ipynb #cbe53752
-TRIED = dict(DDIM=(5, 10, 20, 50)) | {'DPM-Solver++': (5, 10), 'UniPC': (5, 10)}      # sampler -> steps
+IDENTITY_CONSISTENCY = load_study('identity-consistency', conclude_consistency)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ce351541
-def step_arms(recipe):
-    "(sampler, steps) -> Arm"
-    m, arms = middle(recipe), {}
-    for name, numbers in TRIED.items():
-        sampler = '' if name == 'DDIM' else name
-        for k in numbers:
-            arms[name, k] = Arm(f'{name} {k}', m, 'sphere', sampling=(f'steps={k}',), sampler=sampler)
-    return arms
-
 def conclude_steps(evidence):
     "Ten and twenty steps are compared with fifty"
     most = 'DDIM', 50
@@ -473,10 +343,7 @@ def conclude_steps(evidence):
     return Finding(held, says, bars(evidence.table), family)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c132fc2d
-STEPS = Study(
-    'steps', 'beyond: fewer steps', 'ten steps of DDIM are as good as more',
-    "The same noise and directions, drawn by several of diffusers' samplers; recognisers on every set.",
-    step_arms, conclude_steps)
+STEPS = load_study('steps', conclude_steps)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c1f64e46
 MARKERS = 'os^Dv'
@@ -487,7 +354,7 @@ def plot_groups(
     judge:str, # who measured similarities
 )->Figure:
     "Means by group with 95% intervals, a colour and shape for each set: accuracy, and similarity"
-    fig = Figure(figsize=(9.6, 3.8), dpi=80, layout='constrained')
+    fig = new_figure(9.6, 3.8, 80)
     titles = dict(
         accuracy='accuracy on pairs within a group, %', similarity=f'cosine to the inquiry, {judge}')
     sets = list(dict.fromkeys(row['name'] for row in rows))
@@ -510,16 +377,17 @@ def plot_groups(
 def evenness(
     rows:list[dict], # name, what, kind, group, lo, hi, identities; groups of one person are left out
     width:float=.1, # that all intervals of a family may span
-)->tuple: # held; families (name, what, kind) -> rows; the families with groups that lie apart
+)->tuple: # held; families (name, what, kind) -> (lo, hi) of each; the families with groups that lie apart
     "Are groups alike?"
-    families, apart, narrow = {}, [], True
+    families, apart, widths = {}, [], []
     for row in rows:
-        if row['identities'] > 1: families.setdefault((row['name'], row['what'], row['kind']), []).append(row)
+        key = row['name'], row['what'], row['kind']
+        if row['identities'] > 1: families.setdefault(key, []).append((row['lo'], row['hi']))
     for key, family in families.items():
-        low, high = [row['lo'] for row in family], [row['hi'] for row in family]
+        low, high = zip(*family)
         if max(low) > min(high): apart.append(key)
-        narrow = narrow and max(high)-min(low) <= width
-    return False if apart else True if families and narrow else None, families, apart
+        widths.append(max(high)-min(low))
+    return False if apart else True if widths and max(widths) <= width else None, families, apart
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c03cdffc
 def groups_of_people(lab): # of the inquiries and of the people of the pairs: kind -> groups, text
@@ -542,8 +410,7 @@ def accuracy_by_group(lab, arm, group): # group: of each person of the pairs
 # %% ../../nbs/77_experiment.beyond.ipynb #c0ba3d94
 def similarity_by_group(lab, arm, group): # group: of each inquiry
     "Similarity of faces to their inquiry"
-    labels = faces_of(lab, arm).labels
-    cosines = similarity_to_inquiry(judge_embeddings(lab, arm), inquiry_embeddings(lab, arm), labels)
+    cosines, labels = cosines_to_inquiry(lab, arm)
     return by_group(cosines, group[labels], labels)
 
 def conclude_fairness(evidence):
@@ -562,17 +429,10 @@ def conclude_fairness(evidence):
     named = '; apart: ' + '; '.join(', '.join(k) for k in apart) if apart else ''
     says = f'''{len(families)-len(apart)} of {len(families)} families of groups have overlapping
         intervals{named}. Overlap is no proof of equality.'''
-    columns = {'set': 'name', 'what': 'what', 'by': 'kind', 'group': 'group', 'people': 'identities:d',
-        'mean': 'mean:.3f', 'low': 'lo:.3f', 'high': 'hi:.3f'}
-    return Finding(held, says, plot_groups(rows, lab.judge_name), columns=columns, rows=rows)
+    return Finding(held, says, plot_groups(rows, lab.judge_name), rows=rows)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c755b014
-FAIRNESS = Study(
-    'fairness', 'beyond: fairness', 'similarity and accuracy do not depend on the group of a person',
-    '''Groups of people: thirds by skin tone and hair length on toy faces, else those of a file groups.csv
-    (columns identity, group) in the run folder. Similarity of faces to their inquiry, and accuracy on pairs
-    within a group; intervals draw people anew.''',
-    lambda recipe: dict(easy=requested(1.), sphere=sphere_arm(middle(recipe)), real=REAL), conclude_fairness)
+FAIRNESS = load_study('fairness', conclude_fairness)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c32ff465
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
@@ -588,10 +448,7 @@ def choose_studies(
     'recipe'
     if not names: return [study for study in STUDIES.values() if not study.unfit(recipe)]
     for name in names:
-        if name not in STUDIES:
-            near = difflib.get_close_matches(name, STUDIES, 1)
-            hint = f'; did you mean {near[0]}?' if near else ''
-            raise CemiFaceError(f'no study "{name}"{hint} (cemiface study --list names them)')
+        if name not in STUDIES: raise CemiFaceError(f'no study "{name}"{nearest_key(name, list(STUDIES))}')
         why = STUDIES[name].unfit(recipe)
         if why: raise CemiFaceError(f'study {name} cannot be made of recipe {recipe.name}: {why}')
     return [STUDIES[name] for name in names]

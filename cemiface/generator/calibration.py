@@ -42,20 +42,13 @@ class Calibration:
         if not len(self.m) == len(self.mean) == len(self.std) > 1 or sorted(set(self.m)) != self.m:
             raise CemiFaceError(f'the calibration of {self.control} control is broken: '
                                 'it needs as many means and standard deviations as ascending levels of m')
-        self.curve = PchipInterpolator(self.m, isotonic_regression(self.mean).x)
+        # m -> average cosine; NaN outside the levels
+        self.curve = PchipInterpolator(self.m, isotonic_regression(self.mean).x, extrapolate=False)
 
     @property
     def reach(self)->tuple[float, float]:
         "Lowest and highest similarity that is achieved"
         return float(self.curve(self.m[0])), float(self.curve(self.m[-1]))
-
-    def expected(self,
-        m:float, # within the levels
-    )->float: # average cosine
-        "What an m achieves; raises CemiFaceError outside the levels"
-        if not self.m[0] <= m <= self.m[-1]:
-            raise CemiFaceError(f'm = {m:g} is outside the calibrated [{self.m[0]:g}, {self.m[-1]:g}]')
-        return float(self.curve(m))
 
 # %% ../../nbs/37_generator.calibration.ipynb #n9302887
 @patch
