@@ -192,7 +192,8 @@ def test_names_cannot_escape(cemiface, finished, tmp_path, name):
     lst = (tmp_path/'x.lst').read_text()
     (tmp_path/'x.lst').write_text(lst.replace('000002/001.png', name))
     with tarfile.open(tmp_path/'x.tar', 'w') as t:
-        for k, v in (('1.png', b'png'), ('1.json', json.dumps(dict(format_version=1, file=name)).encode())): m = tarfile.TarInfo(k); m.size = len(v); t.addfile(m, io.BytesIO(v))
+        for k, v in (('1.png', b'png'), ('1.json', json.dumps(dict(format_version=1, file=name)).encode())):
+            m = tarfile.TarInfo(k); m.size = len(v); t.addfile(m, io.BytesIO(v))
     before = contents(tmp_path)
     refused(cemiface('unpack', '--from', 'x.tar', '--to', 'deep/new'), 'names', 'x.')
     if name[0]!='/' and name!='run.sh':

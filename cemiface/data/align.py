@@ -23,7 +23,7 @@ from PIL import Image
 from ..core import CemiFaceError, fingerprint, RunFolder, sha256_file
 from ..recipe import setting
 from .formats import (
-    BadImage, in_threads, LeftOut, loaded_image, printable, read_columns, scan_folder)
+    BadImage, in_threads, LeftOut, loaded_image, make_folders, printable, read_columns, scan_folder)
 from .faces import picture_to_bytes, save_image
 
 # %% ../../nbs/13_data.align.ipynb #c5257c83
@@ -200,6 +200,17 @@ class DetectedFaces:
         if all(np.isfinite(points).all() and score > 0 for points, score in faces): return faces
         raise CemiFaceError(f'{self.key} returned for {name} what is no list of (five points, score above 0)')
 
+# %% ../../nbs/13_data.align.ipynb #n6499191
+def stems_of(names): # relative paths of photos
+    "A path without suffix for the face of each, all different: a.jpg beside a.png keep their suffixes"
+    stems, taken, chosen = collections.Counter(name.with_suffix('') for name in names), set(), {}
+    for name in names:
+        stem = name.with_suffix('') if stems[name.with_suffix('')] == 1 else name
+        while stem in taken: stem = stem.with_name(f'{stem.name}-2')    # a.jpg, a.png, and a.jpg.png
+        taken.add(stem)
+        chosen[name] = stem
+    return chosen
+
 # %% ../../nbs/13_data.align.ipynb #n3882740
 def align_photo(photo, name, target, faces_of, size, rules): # a file, its relative path, the face to write
     "Align the face of a photo; None, or why there is none"
@@ -229,11 +240,10 @@ def align_folder(
     faces_of.check([name.as_posix() for name in names])
     key = fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format)
     RunFolder.open(out, key, 'aligned')
-    stems = collections.Counter(name.with_suffix('') for name in names)
+    make_folders(out, (name.parent for name in names), root)
+    stem_of = stems_of(names)
     def align(name):
-        stem = name.with_suffix('')
-        if stems[stem] > 1: stem = name  # a.jpg beside a.png: both keep their suffix
-        return align_photo(root/name, name, out/f'{stem}.{image_format}', faces_of, size, rules)
+        return align_photo(root/name, name, out/f'{stem_of[name]}.{image_format}', faces_of, size, rules)
     reasons = list(in_threads(align, names, 'aligning', workers))
     for why, name in zip(reasons, names):
         if why: left_out.add(why, name)

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from ..core import (
     atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, read_json, stable_seed, write_json)
 from .formats import (
-    Entry, in_threads, LeftOut, loaded_image, pair_files, read_pairs, scan_folder)
+    Entry, in_threads, LeftOut, loaded_image, make_folders, pair_files, read_pairs, scan_folder)
 from .packed import pair_people, read_bin, scan
 
 # %% ../../nbs/12_data.faces.ipynb #c1a23a82
@@ -281,6 +281,7 @@ def save(self:FaceSet,
     if folder.exists() and any(folder.iterdir()):
         raise CemiFaceError(f'{folder} holds files; choose another folder')
     with atomic_path(folder) as new:
+        make_folders(new, self.names or [''], self.root or folder)
         for image,label in zip(self.images, self.labels.tolist()):
             k = written[label]
             name = f'{k:06d}' if label < 0 else f'{self.names[label]}/{k:03d}'

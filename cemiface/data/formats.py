@@ -121,13 +121,15 @@ def map_file(path, kind): # likewise
         except ValueError: raise CemiFaceError(f'{path} is empty; fetch it again') from None
 
 # %% ../../nbs/10_data.formats.ipynb #c7c1109c
-def visible_entries(folder, seen): # a folder; those that were listed before, since links may make circles
-    "What lies in a folder, sorted by name, without hidden files; nothing the second time"
+def visible_entries(folder): # an existing one
+    "What lies in a folder, sorted by name, without hidden files"
     with os.scandir(folder) as entries:
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen: return []
-        seen.add((facts.st_dev, facts.st_ino))
         return sorted((o for o in entries if not o.name.startswith('.')), key=lambda o: o.name)
+
+def place_on_disk(path): # a file or folder
+    "The same for all names of one file"
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino
 
 def first_bytes(path): # a file
     "The beginning of a regular file; nothing for a pipe and the like"
@@ -139,7 +141,12 @@ def list_images(root, left_out): # a folder, and what gets the images that are n
     found, seen, todo = {}, set(), [Path()]
     while todo:
         folder, inner = todo.pop(), []
-        for o in visible_entries(root/folder, seen):
+        place = place_on_disk(root/folder)
+        if place in seen:                                       # links may go round in a circle
+            left_out.add('a link to a folder that is read already', folder)
+            continue
+        seen.add(place)
+        for o in visible_entries(root/folder):
             if o.is_dir(follow_symlinks=False) or o.is_symlink() and os.path.isdir(o.path):
                 inner.append(folder/o.name)
                 continue
@@ -377,7 +384,7 @@ def write_metadata(
     images = scan_folder(root)
     label = number_in_order(who for _, who in images)
     manifest = root/'manifest.jsonl'
-    recorded = {str(row.get('file')): row for row in read_manifest(manifest)} if manifest.exists() else {}
+    recorded = {str(row.get('file')): row for row in read_manifest(manifest)} if manifest.is_file() else {}
     lines = []
     for path, who in images:
         facts = dict(file_name=path.as_posix())
@@ -496,17 +503,16 @@ def in_threads(
             bar.update()
             yield result
 
-def readable(entries, left_out): # images, and what gets those that cannot be decoded
-    "The entries that decode as an image"
-    def problem(entry):
-        try:
-            with loaded_image(entry): return None
-        except BadImage as e: return e.why
-        except CemiFaceError: return 'unreadable'
-    checked = list(zip(entries, in_threads(problem, entries, 'checking')))
-    for entry, why in checked:
-        if why: left_out.add(why, entry.name)
-    return [entry for entry, why in checked if why is None]
+# %% ../../nbs/10_data.formats.ipynb #n4699336
+def make_folders(root, names, source): # where to make them, of people; where the names are from
+    "Make a folder for each person. Raises CemiFaceError on a disk that takes two of their names for one"
+    made = {}
+    for name in sorted(set(names)):
+        (root/name).mkdir(parents=True, exist_ok=True)
+        other = made.setdefault(place_on_disk(root/name), name)
+        if other != name:
+            raise CemiFaceError(f'{source} holds {printable(other)} and {printable(name)}, which this disk '
+                                'takes for one name; rename one, or write to another disk')
 
 # %% ../../nbs/10_data.formats.ipynb #n8211271
 def odd_name(name): # a path

@@ -29,8 +29,8 @@ from PIL import Image
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, log, write_text
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
-    map_file, number_in_order, odd_name, printable, read_columns, reading, safe_name, say_lookalikes,
-    scan_folder, visible_entries, why_no_image, with_unique_names)
+    map_file, number_in_order, odd_name, open_regular, printable, read_columns, reading, safe_name,
+    say_lookalikes, scan_folder, visible_entries, why_no_image, with_unique_names)
 
 # %% ../../nbs/11_data.packed.ipynb #c5bc5974
 def refuse_existing(*paths): # files or folders that will be written
@@ -486,7 +486,7 @@ def read_bin(
 )->tuple: # list of Entry, 2i and 2i+1 make pair i; list of bool, same person?
     "Read a set of pairs; nothing in the file is run. Raises CemiFaceError when it is no pair set"
     path = Path(path)
-    with reading(path, 'pair set'): raw = path.read_bytes()
+    with reading(path, 'pair set'), open_regular(path, 'pair set') as f: raw = f.read()
     try:
         check_instructions(raw)
         images, same = PairsUnpickler(io.BytesIO(raw), encoding='bytes').load()
@@ -552,7 +552,7 @@ PACKED_SUFFIXES = '.gz', '.tgz', '.bz2', '.xz', '.txz', '.zst', '.zip', '.7z', '
 def scan_any_folder(path, left_out): # a folder, and what gets the images that are not used
     "The images of a folder, or those of the .rec or the tars in it"
     packed = {kind: [] for kind in ('.rec', '.tar')}
-    for o in visible_entries(path, set()):
+    for o in visible_entries(path):
         kind = os.path.splitext(o.name)[1].lower()
         if kind in packed and o.is_file(): packed[kind].append(path/o.name)
     files = [*packed['.rec'], *packed['.tar']]

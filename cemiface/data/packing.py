@@ -12,9 +12,9 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ..core import CemiFaceError, write_text
-from cemiface.data.formats import (
-    find_inquiries, inside, LeftOut, number_in_order, odd_name, pairs_text, read_pairs, readable,
-    write_metadata)
+from .formats import (
+    BadImage, find_inquiries, in_threads, inside, LeftOut, loaded_image, make_folders, number_in_order,
+    odd_name, pairs_text, read_pairs, write_metadata)
 from cemiface.data.packed import (
     image_suffix, new_path, pair_people, read_bin, refuse_existing, scan, set_facts, write_bin, write_rec,
     write_tars)
@@ -46,6 +46,18 @@ def with_inquiries(entries, inquiries, copies): # a generated set, the folder of
     return entries
 
 # %% ../../nbs/15_data.packing.ipynb #n7223989
+def readable(entries, left_out): # images, and what gets those that cannot be decoded
+    "The entries that decode as an image"
+    def problem(entry):
+        try:
+            with loaded_image(entry): return None
+        except BadImage as e: return e.why
+        except CemiFaceError: return 'unreadable'
+    checked = list(zip(entries, in_threads(problem, entries, 'checking')))
+    for entry, why in checked:
+        if why: left_out.add(why, entry.name)
+    return [entry for entry, why in checked if why is None]
+
 def fit_to_pack(entries, left_out): # images, and what gets the others
     "The entries that decode as an image, since no other bytes are ever packed, and have a fitting name"
     named = [o for o in entries if odd_name(o.name) is None]
@@ -53,6 +65,7 @@ def fit_to_pack(entries, left_out): # images, and what gets the others
         if odd := odd_name(o.name): left_out.add(odd, o.name)
     return readable(named, left_out)
 
+# %% ../../nbs/15_data.packing.ipynb #n8060961
 def write_packed(entries, source, to, pairs): # images, where from, what to write, pairs.txt of a .bin
     "Write a packed set, and tell what it holds. Raises CemiFaceError"
     kind = to.suffix.lower()
@@ -125,29 +138,20 @@ def unpack_pairs(source, folder): # FILE.bin, and what gets pairs.txt and images
     write_text(folder/'pairs.txt', text)
     return dict(images=sum(map(len, numbers.values())), pairs=len(rows))
 
-# %% ../../nbs/15_data.packing.ipynb #n8146985
-def make_folder(path, source): # of a person, and where the name is from
-    "Make a folder. Raises CemiFaceError on a disk that takes two names (Ann and ann) for one"
-    try: path.mkdir()
-    except FileExistsError:
-        raise CemiFaceError(f'{source} holds two people whose names this disk takes for one, as {path.name}; '
-                            'rename one, or unpack on a disk that tells them apart') from None
-    return path
-
 # %% ../../nbs/15_data.packing.ipynb #c1c31b53
 def unpack(
     source:str|Path, # FILE.rec, FILE.bin, or tars
     to:str|Path, # folder to make; what is left out is listed in its dropped.txt
 )->dict: # out, images, and identities or pairs
     "Unpack into IDENTITY/FILE, or a .bin into images/ and pairs.txt. Raises CemiFaceError and leaves nothing"
-    account, made = LeftOut(), set()
+    account = LeftOut()
     with new_path(to, sync=False) as tmp:
         tmp.mkdir()
         if Path(source).suffix.lower() == '.bin': return dict(out=str(to), **unpack_pairs(source, tmp))
         entries = scan(source, account)
+        make_folders(tmp, (o.identity for o in entries if o.identity), source)
         for entry in entries:
             path = inside(tmp, entry.name)
-            if path.parent not in {tmp, *made}: made.add(make_folder(path.parent, source))
             if path.exists():
                 raise CemiFaceError(f'{source} holds two images that this disk calls {entry.name}; '
                                     'they cannot lie in one folder')
