@@ -23,7 +23,7 @@ from PIL import Image
 
 from cemiface.core import CemiFaceError
 from cemiface.data.formats import IMAGE_SUFFIXES, LeftOut
-from cemiface.data.packed import record, scan, tar_shards
+from cemiface.data.packed import read_bin, record, scan, tar_shards
 from cemiface.data.packing import pack, unpack
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -288,7 +288,8 @@ def test_what_cannot_be_opened_is_named(tmp_path):
     shutil.copytree(tmp_path/'one', tmp_path/'two')
     for o in ('rec', 'idx', 'lst'): shutil.copy(tmp_path/'two'/f'a.{o}', tmp_path/'two'/f'b.{o}')
     assert 'holds several sets (a.rec, b.rec)' in str(quiet(scan, tmp_path/'two')[0])
-    os.mkfifo(tmp_path/'x.tar'); os.mkfifo(tmp_path/'x.rec')
+    for o in ('x.tar', 'x.rec', 'x.bin'): os.mkfifo(tmp_path/o)
+    assert 'no regular file' in str(quiet(read_bin, tmp_path/'x.bin')[0])
     for name, words in {'x.tar': 'no regular file', 'x.rec': 'no regular file', 'x.tar.gz': 'compressed', 'x.tgz': 'compressed', 'x.zip': 'compressed',
         'one/a.lst': 'a set of faces is a folder, a .rec or tars', 'one/property': 'a set of faces is'}.items():
         assert words in str(quiet(scan, tmp_path/name)[0]), name
