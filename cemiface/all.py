@@ -11,7 +11,7 @@ from cemiface.recipe import (
     ASSETS, CosFaceConfig, Inputs, load_recipe, Recipe, recipes, SamplingConfig, ScheduleConfig,
     TrainingConfig)
 from .plots import face_grid
-from .data.packed import pack, unpack
+from .data.packing import pack, unpack
 from .data.faces import as_faces, decode_image, FaceSet, PairSet, save_image, to_float, to_uint8
 from .data.align import align_folder
 from .data.toy import toy_faces, toy_pairs, toy_people

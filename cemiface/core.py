@@ -115,7 +115,8 @@ def host_name(): return re.sub('[^A-Za-z0-9]', '', socket.gethostname())
 def hidden_name(path, kind):
     "A hidden path beside `path`, for a file that is `new` or `old`"
     unique = f'{os.getpid()}-{random.SystemRandom().getrandbits(32):08x}'
-    return path.parent/f'.cemiface-{kind}-{host_name()}-{unique}-{path.name}'
+    end = path.name[-32:]                                    # the suffix, but no name that is longer than `path`
+    return path.parent/f'.cemiface-{kind}-{host_name()}-{unique}-{end}'
 
 # %% ../nbs/00_core.ipynb #ced744bc
 @contextlib.contextmanager
@@ -125,22 +126,26 @@ def atomic_path(
 ):
     "Yield a temporary path that becomes `path`, or is removed on failure; CemiFaceError if that fails"
     path = Path(path)
-    tmp, old = hidden_name(path, 'new'), hidden_name(path, 'old')
+    tmp = hidden_name(path, 'new')
+    old = hidden_name(path, 'old')/path.name                 # a folder set aside keeps its name
     made = [o for o in path.parents if not o.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         if sync: flush_to_disk(tmp)
-        if tmp.is_dir() and path.is_dir(): os.replace(path, old)   # only empty folders are replaced at once
+        if tmp.is_dir() and path.is_dir():                   # only empty folders are replaced at once
+            old.parent.mkdir()
+            os.replace(path, old)
         os.replace(tmp, path)
     except BaseException as e:
         with contextlib.suppress(OSError):
             if old.exists(): os.replace(old, path)
+            remove(old.parent)
             remove(tmp)
             for o in made: o.rmdir()
         if ours := write_error(e, path, tmp): raise ours from e
         raise
-    remove(old)
+    remove(old.parent)
 
 # %% ../nbs/00_core.ipynb #cb4cf144
 def is_running(pid):
@@ -157,11 +162,11 @@ def sweep(
 ):
     "Clear away what killed processes of this machine left: half files go, a set-aside original comes back"
     for p in sorted(Path(root).glob('**/.cemiface-*' if deep else '.cemiface-*')):
-        name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-(.*)', p.name)
+        name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-.*', p.name, re.DOTALL)
         if not name or name[2] != host_name() or is_running(int(name[3])): continue
-        target = p.parent/name[4]
-        if name[1] == 'old' and not target.exists(): os.replace(p, target)
-        else: remove(p)
+        for aside in p.iterdir() if name[1] == 'old' and p.is_dir() else ():
+            if not (p.parent/aside.name).exists(): os.replace(aside, p.parent/aside.name)
+        remove(p)
 
 # %% ../nbs/00_core.ipynb #c93a1c10
 FORMAT_VERSION = 1

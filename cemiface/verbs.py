@@ -280,13 +280,13 @@ def packed_text(facts):
 
 def do_pack(a):
     "A set as one file"
-    from cemiface.data.packed import pack
+    from cemiface.data.packing import pack
     facts = pack(a.source, a.to, a.pairs, a.copies, a.inquiries)
     return facts, packed_text(facts)
 
 def do_unpack(a):
     "A packed set as a folder"
-    from cemiface.data.packed import unpack
+    from cemiface.data.packing import unpack
     facts = unpack(a.source, a.to)
     return facts, packed_text(facts)
 

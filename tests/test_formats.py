@@ -86,7 +86,7 @@ def test_pairs_in_one_file(cemiface, finished, dev, tmp_path):
 
 def verified_both_ways(folder):
     from cemiface.data.faces import PairSet
-    from cemiface.data.packed import pack
+    from cemiface.data.packing import pack
     from cemiface.data.formats import read_pairs, write_pairs
     from cemiface.encoders.pretrained import load_encoder
     from cemiface.recognition.verification import verify
@@ -109,7 +109,8 @@ def test_real_pairs_give_the_same_either_way(tmp_path): in_process(verified_both
 
 def test_webdataset(finished, tmp_path):
     wds = pytest.importorskip('webdataset')
-    from cemiface.data.packed import pack, scan
+    from cemiface.data.packed import scan
+    from cemiface.data.packing import pack
     pack(finished.faces, tmp_path/'x-%03d.tar')
     rows = list(wds.WebDataset(str(tmp_path/'x-{000..000}.tar'), shardshuffle=False).decode('pil').to_tuple('png', 'cls', 'json'))
     mine = scan(finished.faces)
@@ -124,7 +125,8 @@ def test_webdataset(finished, tmp_path):
 
 def test_hugging_face_imagefolder(finished, tmp_path):
     datasets = pytest.importorskip('datasets')
-    from cemiface.data.packed import pack, scan, unpack
+    from cemiface.data.packed import scan
+    from cemiface.data.packing import pack, unpack
     pack(finished.faces, tmp_path/'x.tar'); unpack(tmp_path/'x.tar', tmp_path/'plain')
     shutil.copytree(finished.faces, tmp_path/'set')                                  # with manifest.jsonl, run.json and a card
     bare = datasets.load_dataset('imagefolder', data_dir=str(tmp_path/'set'), split='train', cache_dir=str(tmp_path/'cache'))
@@ -158,7 +160,8 @@ print(json.dumps([rows, ranges]))'''
 @pytest.mark.skipif(not MXNET, reason='mxnet is not at hand (CEMIFACE_MXNET_PYTHON names an interpreter that has it)')
 def test_mxnet(finished, tmp_path):
     "mxnet reads ours as arcface_torch and AdaFace do, and we read its own, also where the magic stands in a payload"
-    from cemiface.data.packed import pack, scan
+    from cemiface.data.packed import scan
+    from cemiface.data.packing import pack
     pack(finished.faces, tmp_path/'x.rec')
     env = {k: v for k, v in os.environ.items() if k!='PYTHONPATH'}
     r = subprocess.run([MXNET, '-c', MX, tmp_path/'x', tmp_path/'theirs'], capture_output=True, text=True, env=env)
@@ -189,10 +192,18 @@ def test_names_cannot_escape(cemiface, finished, tmp_path, name):
     lst = (tmp_path/'x.lst').read_text()
     (tmp_path/'x.lst').write_text(lst.replace('000002/001.png', name))
     with tarfile.open(tmp_path/'x.tar', 'w') as t:
-        for k, v in (('1.png', b'png'), ('1.json', json.dumps(dict(file=name)).encode())): m = tarfile.TarInfo(k); m.size = len(v); t.addfile(m, io.BytesIO(v))
+        for k, v in (('1.png', b'png'), ('1.json', json.dumps(dict(format_version=1, file=name)).encode())):
+            m = tarfile.TarInfo(k); m.size = len(v); t.addfile(m, io.BytesIO(v))
     before = contents(tmp_path)
-    for o in ('x.rec', 'x.tar'): refused(cemiface('unpack', '--from', o, '--to', 'deep/new'), 'names', o[:2])
-    assert contents(tmp_path)==before and not Path('/tmp/cemiface-out.png').exists()
+    refused(cemiface('unpack', '--from', 'x.tar', '--to', 'deep/new'), 'names', 'x.')
+    if name[0]!='/' and name!='run.sh':
+        refused(cemiface('unpack', '--from', 'x.rec', '--to', 'deep/new'), 'names', 'x.')
+        assert contents(tmp_path)==before
+    else:                                            # lists hold such names beside good records; the labels are enough
+        assert cemiface('unpack', '--from', 'x.rec', '--to', 'deep/new').code==0
+        written = contents(tmp_path).keys()-before.keys()
+        assert all(o.startswith('deep') for o in written) and f'deep/new/000002/{"cemiface-out" if name[0]=="/" else "run.sh"}.png' in written
+    assert not Path('/tmp/cemiface-out.png').exists()
 
 def test_links_are_not_followed_out(cemiface, tmp_path):
     with tarfile.open(tmp_path/'x.tar', 'w') as t:

@@ -81,14 +81,14 @@ def in_folder(d):
     return d/'good'
 
 def rec_files(d):
-    from cemiface.data.packed import pack
+    from cemiface.data.packing import pack
     pack(in_folder(d), d/'good.rec')
     for o in ('rec', 'idx', 'lst'): shutil.copyfile(d/f'good.{o}', d/f'x.{o}')
     (d/'deep').mkdir()
 
 def use_set(d, path, r):
     from cemiface.data.faces import FaceSet
-    from cemiface.data.packed import unpack
+    from cemiface.data.packing import unpack
     FaceSet.open(path, 16, max_bad=1)
     if r.random() < .1:
         try: unpack(path, d/'deep'/'out')
@@ -110,7 +110,7 @@ def fuzz_idx(d):
     return [(d/'good.idx').read_bytes(), (d/'good.lst').read_bytes()], case, dict(text=True)
 
 def fuzz_tar(d):
-    from cemiface.data.packed import pack
+    from cemiface.data.packing import pack
     pack(in_folder(d), d/'good.tar'); (d/'deep').mkdir()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w', format=tarfile.GNU_FORMAT) as t:

@@ -13,16 +13,18 @@ import pkgutil
 import re
 import sys
 import threading
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..core import CemiFaceError, fingerprint, RunFolder, sha256_file, write_text
+from ..core import CemiFaceError, fingerprint, RunFolder, sha256_file
 from ..recipe import setting
-from .formats import read_columns, scan_folder
-from .faces import decode_to_array, in_threads, picture_to_bytes, save_image
+from .formats import (
+    BadImage, in_threads, LeftOut, loaded_image, make_folders, printable, read_columns, scan_folder)
+from .faces import picture_to_bytes, save_image
 
 # %% ../../nbs/13_data.align.ipynb #c5257c83
 LANDMARKS = 'left eye', 'right eye', 'nose', 'left corner of the mouth', 'right corner of the mouth'
@@ -113,8 +115,9 @@ def read_landmarks(
         try: row = np.array([*numbers, '1'][:11], np.float32)
         except ValueError: row = np.array([np.nan])
         if len(numbers) not in (10, 11) or not np.isfinite(row).all():
+            tabs = '; put tabs between the columns, so that a path may hold blanks'
             raise CemiFaceError(f'{path} line {line}: a path, ten coordinates '
-                                'and perhaps a score are expected')
+                                f'and perhaps a score are expected{tabs if len(numbers) > 11 else ""}')
         if row[10] <= 0:
             raise CemiFaceError(f'{path} line {line}: the score is {numbers[10]}, but must be above 0')
         names.append(name.strip())
@@ -124,6 +127,11 @@ def read_landmarks(
     rows = np.stack(rows)
     return names, rows[:, :10].reshape(-1, 5, 2), rows[:, 10]
 
+# %% ../../nbs/13_data.align.ipynb #n6491756
+def photo_key(name): # path of a photo
+    "A path as it is looked up: an accent may be written in two ways, and a system may change it"
+    return unicodedata.normalize('NFC', Path(name).as_posix())
+
 # %% ../../nbs/13_data.align.ipynb #c4864b7c
 class ListedFaces:
     "Looks up the faces of a photo in a list of landmarks"
@@ -132,22 +140,24 @@ class ListedFaces:
     ):
         self.path, self.key, self.faces = path, sha256_file(path), collections.defaultdict(list)
         for name, points, score in zip(*read_landmarks(path)):
-            self.faces[Path(name).as_posix()].append((points, float(score)))
+            self.faces[photo_key(name)].append((points, float(score)))
 
     def check(self,
         names:list[str], # paths of the photos
     ):
         "Raises CemiFaceError when the list is about other photos"
-        if self.faces.keys().isdisjoint(names):
+        if self.faces.keys().isdisjoint(map(photo_key, names)):
             raise CemiFaceError(f'{self.path} is about none of these photos: it names {min(self.faces)}, '
-                                f'for instance; the first photo is {names[0]}')
+                                f'for instance; the first photo is {printable(names[0])}')
 
     def __call__(self,
         name:str, # path of a photo
         image:np.ndarray, # bytes, RGB, (3,h,w), which are not needed here
-    )->list: # (landmarks, score) of each face
+        factor:int=1, # by how much the image is smaller than the photo
+    )->list: # (landmarks, score) of each face, in pixels of the image
         "The faces of a photo"
-        return self.faces.get(name, [])
+        faces = self.faces.get(photo_key(name), [])
+        return [((points+.5)/factor-.5, score) for points, score in faces]
 
 # %% ../../nbs/13_data.align.ipynb #c60c6b1b
 def import_path(
@@ -181,13 +191,38 @@ class DetectedFaces:
     def __call__(self,
         name:str, # path of a photo, for the error
         image:np.ndarray, # bytes, RGB, (3,h,w)
-    )->list: # (landmarks, score) of each face
+        factor:int=1, # by how much it is smaller than the photo, which does not matter here
+    )->list: # (landmarks, score) of each face, in pixels of the image
         "The faces of a photo. Raises CemiFaceError when the detector returns anything else"
         with self.lock: found = self.detect(np.ascontiguousarray(image.transpose(1, 2, 0)))
         try: faces = [(np.array(points, float).reshape(5, 2), float(score)) for points, score, *_ in found]
         except (TypeError, ValueError): faces = [(np.nan, 0)]
         if all(np.isfinite(points).all() and score > 0 for points, score in faces): return faces
         raise CemiFaceError(f'{self.key} returned for {name} what is no list of (five points, score above 0)')
+
+# %% ../../nbs/13_data.align.ipynb #n6499191
+def stems_of(names): # relative paths of photos
+    "A path without suffix for the face of each, all different: a.jpg beside a.png keep their suffixes"
+    stems, taken, chosen = collections.Counter(name.with_suffix('') for name in names), set(), {}
+    for name in names:
+        stem = name.with_suffix('') if stems[name.with_suffix('')] == 1 else name
+        while stem in taken: stem = stem.with_name(f'{stem.name}-2')    # a.jpg, a.png, and a.jpg.png
+        taken.add(stem)
+        chosen[name] = stem
+    return chosen
+
+# %% ../../nbs/13_data.align.ipynb #n3882740
+def align_photo(photo, name, target, faces_of, size, rules): # a file, its relative path, the face to write
+    "Align the face of a photo; None, or why there is none"
+    if len(os.fsencode(target.name)) > 255: return 'a name that is too long'
+    if target.exists(): return None
+    try:
+        with loaded_image(photo, whole=True) as (im, factor): image = picture_to_bytes(im)
+    except BadImage as e: return e.why
+    rules = replace(rules, min_side=rules.min_side/factor)      # pixels of the photo
+    points, why = choose_face(faces_of(name.as_posix(), image, factor), *image.shape[1:], rules)
+    if why is None: save_image(align_face(image, points, size), target)
+    return why
 
 # %% ../../nbs/13_data.align.ipynb #c33c9a99
 def align_folder(
@@ -200,24 +235,18 @@ def align_folder(
     workers:int|None=None, # threads; by default one per core, 8 at most
 )->dict: # images, aligned, dropped {reason: count}
     "Align all photos of a folder. Raises CemiFaceError for missing photos or an output folder of another run"
-    root, out = Path(root), Path(out)
-    names = [name for name, _ in scan_folder(root)]
+    root, out, left_out = Path(root), Path(out), LeftOut()
+    names = [name for name, _ in scan_folder(root, left_out)]
     faces_of.check([name.as_posix() for name in names])
     key = fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format)
     RunFolder.open(out, key, 'aligned')
-    stems = collections.Counter(name.with_suffix('') for name in names)
-    def align_photo(name):
-        stem = name.with_suffix('')
-        if stems[stem] > 1: stem = name  # a.jpg beside a.png: both keep their suffix
-        target = out/f'{stem}.{image_format}'
-        if target.exists(): return None
-        try: image = decode_to_array(root/name)
-        except CemiFaceError: return 'unreadable'
-        points, why = choose_face(faces_of(name.as_posix(), image), *image.shape[1:], rules)
-        if why is None: save_image(align_face(image, points, size), target)
-        return why
-    reasons = in_threads(align_photo, names, 'aligning', workers)
-    dropped = [(why, name.as_posix()) for why, name in zip(reasons, names) if why]
-    write_text(out/'dropped.txt', ''.join(f'{why}\t{name}\n' for why, name in dropped))
-    counts = collections.Counter(why for why, _ in dropped)
-    return dict(images=len(names), aligned=len(names)-len(dropped), dropped=dict(sorted(counts.items())))
+    make_folders(out, (name.parent for name in names), root)
+    stem_of = stems_of(names)
+    def align(name):
+        return align_photo(root/name, name, out/f'{stem_of[name]}.{image_format}', faces_of, size, rules)
+    reasons = list(in_threads(align, names, 'aligning', workers))
+    for why, name in zip(reasons, names):
+        if why: left_out.add(why, name)
+    left_out.write(out/'dropped.txt')
+    aligned = reasons.count(None)
+    return dict(images=aligned+len(left_out), aligned=aligned, dropped=left_out.counts())

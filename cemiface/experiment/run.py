@@ -24,7 +24,7 @@ from ..core import (
     versions, write_json, write_text)
 from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
-from ..data.formats import pair_files, read_pairs
+from ..data.formats import LeftOut, pair_files, read_pairs
 from ..data.packed import read_bin, scan
 from ..data.faces import FaceSet, PairSet
 from ..data.toy import toy_pairs, toy_people
@@ -67,11 +67,11 @@ def check_files(
     for key, path in asdict(i).items():
         if path and key not in ('faces', 'inquiries') and not Path(path).exists():
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
-    photos = Counter(o.identity for o in scan(i.faces))
+    photos = Counter(o.identity for o in scan(i.faces, LeftOut()))     # those left out are told of later
     if None not in photos and sum(n > 1 for n in photos.values()) < 2:
         raise CemiFaceError(f'--faces {i.faces} lacks two people with at least two photos each '
                             'for the real-data baseline; add some, or give the photos without identities')
-    if i.inquiries: scan(i.inquiries)
+    if i.inquiries: scan(i.inquiries, LeftOut())
     if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
     elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
 
