@@ -188,6 +188,7 @@ def fuzz_image(d):
 def odd_tensor(r, v):
     "A tensor that no network has in this place"
     import torch
+    v = torch.atleast_1d(v).float()
     kinds = [v*torch.nan, v/0, v*0, v.double()*1e300, v[:0], v.flatten(), v[None], v.new_zeros(()), v.int(), v != 0, v.cfloat(),
         v.to(torch.float8_e4m3fn), v.to(torch.float8_e5m2), v.half(), v.bfloat16(), v.double(), v*1e30, -v.abs(), v.new_zeros(2**20, 0), v[:1].clone()]
     return r.choice(kinds)
@@ -237,13 +238,12 @@ def fuzz_checkpoint(d):
     state = {k: v.clone() for k, v in FaceEncoder.of('mobilefacenet', height=32, width=32).backbone.state_dict().items()}
     odd = [lambda v: v.to_sparse(), lambda v: torch.quantize_per_tensor(v, .1, 0, torch.quint8), lambda v: torch.nested.nested_tensor([v.flatten(), v.flatten()[:1]]),
         lambda v: v.to('meta'), lambda v: v.flatten()[:1].expand(v.shape), lambda v: v.flatten()[:1].expand(2**33), lambda v: v.flatten()[:1].expand(10**5, *v.shape),
-        lambda v: nn_parameter(v), lambda v: v.cfloat().conj(), lambda v: 'text', lambda v: None, lambda v: {'w': v}]
-    def nn_parameter(v): return torch.nn.Parameter(v)
+        lambda v: torch.nn.Parameter(v), lambda v: v.cfloat().conj(), lambda v: 'text', lambda v: None, lambda v: {'w': v}]
     def case(raw, r):
         net, keys = dict(state), list(state)
         for _ in range(r.choice([0, 1, 1, 2])):
             k = r.choice(keys)
-            net[k] = odd_tensor(r, state[k].float()) if r.random() < .5 else r.choice(odd)(state[k].float())
+            net[k] = odd_tensor(r, state[k]) if r.random() < .5 else r.choice(odd)(torch.atleast_1d(state[k].float()))
         if r.random() < .2: del net[r.choice(keys)]
         net = {r.choice(['', '', 'module.', 'model.net.', 'student.'])+k: v for k, v in net.items()} if r.random() < .3 else net
         for _ in range(r.randrange(3)):

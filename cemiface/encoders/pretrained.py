@@ -38,13 +38,17 @@ from .backbones import ARCHS, build_backbone, conventions, name_network, UNITS, 
 MAX_SIDE = 2048                                        # pixels of a face
 WEIGHT_TYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
+def is_counter(key): # of a tensor
+    "Whether it counts batches, which means nothing in evaluation, so that it may hold anything or be absent."
+    return key.endswith('num_batches_tracked')
+
 def check_weights(
     state, # tensors by key
     path, # where they are from, for messages
 ):
-    "CemiFaceError names the first tensor without finite numbers. Counters of batches may hold anything."
+    "CemiFaceError names the first tensor without finite numbers."
     for k,v in state.items():
-        if k.endswith('num_batches_tracked'): continue
+        if is_counter(k): continue
         if v.is_meta: raise CemiFaceError(f'{path} lacks {k}; get it anew')
         if v.dtype not in WEIGHT_TYPES:
             raise CemiFaceError(f'{path}: {k} holds {v.dtype}; weights are float16, 32, 64 or bfloat16')
@@ -144,8 +148,7 @@ def requires_grad_(self:FaceEncoder,
 def fingerprint(self:FaceEncoder):
     "Short hex digest of settings and weights: equal for equal embeddings."
     c = self.config
-    weights = {k: v.float().cpu().numpy() for k,v in self.state_dict().items()
-               if not k.endswith('num_batches_tracked')}
+    weights = {k: v.float().cpu().numpy() for k,v in self.state_dict().items() if not is_counter(k)}
     return fingerprint_of([c.arch, c.dim, c.height, c.width, list(c.crop or (0, 0)), c.colour], weights)
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #c7617ef8
@@ -382,11 +385,12 @@ def weights_for(
     ours = wanted = model.state_dict()
     if 'layer1.0.prelu.weight' in state: wanted = {insightface_key(k, arch): v for k,v in ours.items()}
     for k in sorted(wanted.keys() | state.keys()):
-        if k.endswith('num_batches_tracked'): continue
+        if is_counter(k): continue
         want, have = (tuple(o[k].shape) if k in o else 'absent' for o in (wanted, state))
         if want!=have: raise CemiFaceError(f'{path} is no {arch}: {k} should be {want}, but it is {have}')
     check_weights(state, path)
-    return {k: state[o] for k,o in zip(ours, wanted) if o in state}
+    def usable(k): return k in state and (not is_counter(k) or (*state[k].shape, state[k].dtype)==(torch.int64,))
+    return {k: state[o] for k,o in zip(ours, wanted) if usable(o)}
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #n9363109
 def encoder_with(
