@@ -125,7 +125,7 @@ def fuzz_bin(d):
     raws, same = [pictures()[k] for k in (4, 5, 0, 12)], [True, False]
     arrays = [np.frombuffer(o, np.uint8) for o in raws]
     labels = [same, np.array(same), np.array([1, 0], '>i8'), list(np.array([1, 0], np.int32))]
-    seeds = [pickle.dumps(o, p) for o in ((raws, labels[0]), (arrays, labels[1]), (list(map(bytearray, raws)), labels[2]), (raws, labels[3])) for p in (0, 2, 4, 5)]
+    seeds = [pickle.dumps(o, p) for o in zip((raws, arrays, list(map(bytearray, raws)), raws), labels) for p in (0, 2, 4, 5)]
     def case(raw, r): (d/'x.bin').write_bytes(raw); PairSet.from_files(d/'x.bin', size=16)
     return seeds, case, dict(head=200)
 
@@ -236,8 +236,9 @@ def fuzz_checkpoint(d):
     from cemiface.encoders.pretrained import FaceEncoder, embed, load_encoder
     import numpy as np
     state = {k: v.clone() for k, v in FaceEncoder.of('mobilefacenet', height=32, width=32).backbone.state_dict().items()}
-    odd = [lambda v: v.to_sparse(), lambda v: torch.quantize_per_tensor(v, .1, 0, torch.quint8), lambda v: torch.nested.nested_tensor([v.flatten(), v.flatten()[:1]]),
-        lambda v: v.to('meta'), lambda v: v.flatten()[:1].expand(v.shape), lambda v: v.flatten()[:1].expand(2**33), lambda v: v.flatten()[:1].expand(10**5, *v.shape),
+    odd = [lambda v: v.to_sparse(), lambda v: torch.quantize_per_tensor(v, .1, 0, torch.quint8), lambda v: v.to('meta'),
+        lambda v: torch.nested.nested_tensor([v.flatten(), v.flatten()[:1]]), lambda v: v.flatten()[:1].expand(v.shape),
+        lambda v: v.flatten()[:1].expand(2**33), lambda v: v.flatten()[:1].expand(10**5, *v.shape),
         lambda v: torch.nn.Parameter(v), lambda v: v.cfloat().conj(), lambda v: 'text', lambda v: None, lambda v: {'w': v}]
     def case(raw, r):
         net, keys = dict(state), list(state)
@@ -248,7 +249,8 @@ def fuzz_checkpoint(d):
         net = {r.choice(['', '', 'module.', 'model.net.', 'student.'])+k: v for k, v in net.items()} if r.random() < .3 else net
         for _ in range(r.randrange(3)):
             key = r.choice(['state_dict', 'model', 'ema', 'net', 'model_state_dict', 0])
-            net = r.choice([{key: net}, {key: net, 'epoch': 3}, [net, 3], {key: net, 'ema': dict(state)}, {key: net, 'optimizer': {'state': {0: torch.ones(3)}}}])
+            moments = {'state': {0: torch.ones(3)}}
+            net = r.choice([{key: net}, {key: net, 'epoch': 3}, [net, 3], {key: net, 'ema': dict(state)}, {key: net, 'optimizer': moments}])
         at = d/r.choice(['x.pth', 'x.ckpt'])
         with warnings.catch_warnings(action='ignore'): torch.save(net, at, _use_new_zipfile_serialization=r.random() < .8)
         if r.random() < .1:

@@ -1,5 +1,5 @@
-"""Face encoders, recognisers, pairs and kept embeddings as users and strangers bring them: inputs of every kind are made by hypothesis, and end
-in the right value or in one sentence. Damaged files are in test_fuzz.py."""
+"""Face encoders, recognisers, pairs and kept embeddings as others bring them: inputs of every kind are made by hypothesis, and end in
+the right value or in one sentence. Damaged files are in test_fuzz.py."""
 import io
 import itertools
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import as_json, in_process, refused, root
+from conftest import as_json, in_process, refused
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_recognisers import encoder, ijb, photos                          # noqa: F401, a fixture
@@ -64,7 +64,8 @@ def test_bin_of_anything(o, protocol):
 def test_bin_runs_nothing_and_takes_no_memory():
     "Calls with a number where bytes belong, and one large text that is used again and again"
     from cemiface.data.packed import read_bin
-    calls = [b'cnumpy.core.numeric\n_frombuffer\n', b'cbuiltins\nbytearray\n', b'c__builtin__\nbytearray\n', b'cnumpy.core.multiarray\nscalar\n', b'cnumpy\ndtype\n']
+    calls = [b'cnumpy.core.numeric\n_frombuffer\n', b'cbuiltins\nbytearray\n', b'c__builtin__\nbytearray\n', b'cnumpy.core.multiarray\nscalar\n',
+        b'cnumpy\ndtype\n']
     at = Path('z.bin')
     for call in calls:
         at.write_bytes(b'(](' + call + b'(L99999999999L\ntRe](I01\net.'); assert 'z.bin is no .bin' in told(read_bin, at)
@@ -80,8 +81,8 @@ class Person:
         lambda o: st.sampled_from([o, o.upper(), o.title()]))
 
 @often
-@given(st.lists(Person.names, min_size=2, max_size=2, unique_by=str.lower), st.lists(Person.suffixes, min_size=3, max_size=3), st.sampled_from(['', '\t', '\t\t\t', ' \t ']),
-    st.sampled_from(['\n', '\r\n']))
+@given(st.lists(Person.names, min_size=2, max_size=2, unique_by=str.lower), st.lists(Person.suffixes, min_size=3, max_size=3),
+    st.sampled_from(['', '\t', '\t\t\t', ' \t ']), st.sampled_from(['\n', '\r\n']))
 def test_pairs_find_images_of_every_suffix(tmp_path_factory, names, suffixes, tail, end):
     from cemiface.data.formats import pair_files, read_pairs
     (a, b), d = names, tmp_path_factory.mktemp('pairs')
@@ -99,7 +100,7 @@ def test_pairs_of_a_bin_come_back():
     from cemiface.data.packed import unpack
     raws = []
     for k, form in enumerate(['WEBP', 'BMP', 'PNG', 'TIFF']):
-        out = io.BytesIO(); Image.radial_gradient('L').rotate(20*k).resize((16, 16)).convert('RGB').save(out, form, **(dict(lossless=True) if form == 'WEBP' else {}))
+        out = io.BytesIO(); Image.radial_gradient('L').rotate(20*k).resize((16, 16)).convert('RGB').save(out, form)
         raws.append(out.getvalue())
     Path('w.bin').write_bytes(pickle.dumps((raws, [True, False])))
     unpack('w.bin', 'w')
@@ -133,7 +134,8 @@ def test_network_under_any_key(mobile, keys, beside, prefix, new):
     o = {prefix+k: v for k, v in state.items()}
     for k in keys:
         o = {k: o}
-        if beside: o |= dict(epoch=3, lr=np.float64(.1), optimizer=dict(state={0: dict(step=torch.tensor(1.))}, param_groups=[dict(lr=.1)]), head=dict(weight=torch.zeros(9, 4)))
+        optimiser = dict(state={0: dict(step=torch.tensor(1.))}, param_groups=[dict(lr=.1)])
+        if beside: o |= dict(epoch=3, lr=np.float64(.1), optimizer=optimiser, head=dict(weight=torch.zeros(9, 4)))
     np.testing.assert_allclose(embedded(load_encoder(saved(o, _use_new_zipfile_serialization=new))), e, atol=1e-4)
 
 def test_several_networks(mobile, capsys):
@@ -281,7 +283,8 @@ def test_kept_embeddings_are_made_again(data):
     if kind == 'cut': npy.write_bytes(raw[:data.draw(st.integers(0, len(raw)-1))])
     elif kind == 'junk': npy.write_bytes(data.draw(st.binary(max_size=300)))
     elif kind == 'array': np.save(npy, arrays()[data.draw(st.integers(0, 5))], allow_pickle=True)
-    elif kind == 'note': npy.with_suffix('.json').write_bytes(data.draw(st.sampled_from([b'', b'[]', b'null', b'{"format_version": "x"}', b'\xff', b'{"a": 1e999}'])))
+    elif kind == 'note':
+        npy.with_suffix('.json').write_bytes(data.draw(st.sampled_from([b'', b'[]', b'null', b'{"format_version": "x"}', b'\xff', b'{"a": 1e999}'])))
     elif kind == 'spot': i = data.draw(st.integers(0, len(raw)-1)); npy.write_bytes(raw[:i]+bytes([raw[i] ^ 1])+raw[i+1:])
     else: npy.unlink()
     np.testing.assert_allclose(embed_set(net, faces, 'cache'), good, atol=1e-4)
@@ -304,10 +307,11 @@ def test_no_face_no_similarity(blank, colour):
     e, e_folk = set_embeddings(judge, FaceSet(images, faces.labels)), set_embeddings(judge, folk)
     assert np.isnan(e[blank]).all() and np.isfinite(e[kept]).all()
     if not len(kept):
-        assert [found.similarity_to_inquiry['mean'], found.leakage['max'], found.within_identity['mean'], found.between_identity['mean'], found.rank1] == [None]*5
-        return str(found)
-    cosines = (judged := e[kept]/np.linalg.norm(e[kept], axis=1, keepdims=True)) @ (e_folk/np.linalg.norm(e_folk, axis=1, keepdims=True)).T
-    own = (judged*(q := set_embeddings(judge, inquiries)/np.linalg.norm(set_embeddings(judge, inquiries), axis=1, keepdims=True))[faces.labels[kept]]).sum(1)
+        means = [o['mean'] for o in (found.similarity_to_inquiry, found.leakage, found.within_identity, found.between_identity)]
+        assert str(found) and [*means, found.rank1] == [None]*5
+        return
+    judged, folks, q = (o/np.linalg.norm(o, axis=1, keepdims=True) for o in (e[kept], e_folk, set_embeddings(judge, inquiries)))
+    cosines, own = judged @ folks.T, (judged*q[faces.labels[kept]]).sum(1)
     close = dict(atol=1e-4)
     np.testing.assert_allclose([found.leakage['max'], found.leakage['mean']], [cosines.max(1).max(), cosines.max(1).mean()], **close)
     np.testing.assert_allclose([found.similarity_to_inquiry[k] for k in ('mean', 'std')], [own.mean(), own.std()], **close)

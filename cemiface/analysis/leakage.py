@@ -73,9 +73,12 @@ def chance_above(
     who_b=None, # likewise, (k,)
 )->dict: # auc in [0,1], ci95 (lo, hi)
     "Chance that one of `a` exceeds one of `b`, ties counting half"
-    who_a, who_b = (range(len(o)) if who is None else who for o, who in ((a, who_a), (b, who_b)))
-    (a, who_a), (b, who_b) = ((known_values(o), np.asarray(who)[known_rows(o)]) for o, who in ((a, who_a), (b, who_b)))
-    if not len(a) or not len(b): raise CemiFaceError('no face has a similarity, so none can be compared; add faces')
+    def comparable(values, who):
+        "The known values, and whose they are"
+        rows = known_rows(values)
+        return np.asarray(values)[rows], np.asarray(range(len(rows)) if who is None else who)[rows]
+    (a, who_a), (b, who_b) = comparable(a, who_a), comparable(b, who_b)
+    if not len(a) or not len(b): raise CemiFaceError('no face has a similarity to compare; add faces')
     order, rng = np.argsort(b), np.random.default_rng(0)
     lower, upper = (np.searchsorted(b, a, side, sorter=order) for side in ('left', 'right'))
     def auc(weight_a, weight_b):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['similarity_to_inquiry', 'within_identity', 'identity_centres', 'between_identity', 'nearest', 'rank1', 'pair_cosines',
            'random_pairs', 'equal_error_rate', 'set_roc', 'label_margins', 'label_noise', 'similarity_groups',
-           'cosines_around_inquiry', 'within_covariance', 'Analysis', 'figures', 'set_embeddings', 'file_of', 'analyse']
+           'cosines_around_inquiry', 'within_covariance', 'Analysis', 'known_figures', 'set_embeddings', 'file_of',
+           'analyse']
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c8d13277
 import math
@@ -118,7 +119,7 @@ def nearest(
     batch:int=4096, # rows of either side at a time: memory grows with its square
     device:str='cpu', # where to multiply
     who=None, # identities of either side, ((n,), (k,)): pairs of one identity are left out
-)->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,), -2 where there is none, NaN of no number; its row (n,)
+)->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,): -2 of none, NaN of no face; its row (n,)
     "Nearest of the others for every embedding, in bounded memory"
     best, where = torch.full((len(e),), -2., device=device), torch.zeros(len(e), dtype=int, device=device)
     for rows in slices(len(e), batch):
@@ -267,7 +268,8 @@ def cosines_around_inquiry(
     "Mean cosines that tell whether faces lie around their inquiry: if so, `within` is as large as `even`"
     s = similarity_to_inquiry(e, e_inquiry, labels)[:, None]
     away = unit_rows(e) - s*unit_rows(e_inquiry)[labels]       # without the component along the inquiry
-    within, similarity = within_identity(e, labels), float(known_values(s).mean()) if known_rows(s).any() else math.nan
+    own, within = known_values(s), within_identity(e, labels)
+    similarity = float(own.mean()) if len(own) else math.nan
     image_to_centre = math.sqrt(max(within, 0)) or math.nan
     return dict(similarity=similarity, within=within, even=mean_product_of_pairs(s, labels),
                 common=within_identity(away, labels), image_to_centre=image_to_centre,
@@ -320,7 +322,7 @@ class Analysis:
         return '\n'.join(lines)
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c897045a
-def figures(
+def known_figures(
     values:np.ndarray, # numbers, (n,)
     **measures, # name -> function of the known ones
 )->dict: # name -> number, None where none is known
@@ -368,13 +370,13 @@ def analyse(
                                 'inquiries; give the inquiries in the order of the labels')
         e_inquiry = set_embeddings(judge, inquiries, cache, device)
         s = similarity_to_inquiry(e, e_inquiry, y)
-        similarity = figures(s, mean=np.mean, std=np.std) | dict(judge=name)
+        similarity = known_figures(s, mean=np.mean, std=np.std) | dict(judge=name)
         rank, around = rank1(e, y, e_inquiry), cosines_around_inquiry(e, e_inquiry, y)
         if math.isnan(rank): rank = None
     if against is not None:
         cosines, where = nearest(e, set_embeddings(judge, against, cache, device), device=device or 'cpu')
         i = int(np.nan_to_num(cosines, nan=-2).argmax())
-        near = figures(cosines, max=np.max, mean=np.mean) | dict(
+        near = known_figures(cosines, max=np.max, mean=np.mean) | dict(
             judge=name, who=[file_of(faces, i), file_of(against, int(where[i]))])
     def mean_of(measure):
         cosine = measure(e, y) if faces.identities else math.nan

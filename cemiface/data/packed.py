@@ -424,7 +424,7 @@ def read_bin(
         check_instructions(raw)
         images, same = PairsUnpickler(io.BytesIO(raw), encoding='bytes').load()
         data = [getattr(o, 'data', o) for o in images]
-        copies = {id(o): raw_bytes(o) for o in data}       # an image that is in many pairs lies in memory once
+        copies = {id(o): raw_bytes(o) for o in data}      # an image of many pairs lies in memory once
         images, same = [copies[id(o)] for o in data], list(same)
         if not same or not set(same) <= {0, 1}:
             raise ValueError('it does not say of each pair whether it is the same person')
@@ -432,8 +432,8 @@ def read_bin(
     except PermissionError as e:
         raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs; do not trust it') from None
     except Exception as e:  # unpickling fails in many ways
-        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); expected are encoded images, two a '
-                            'pair, and 0 or 1 for each pair, as a whole number or a truth value') from None
+        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); expected are encoded images, two '
+                            'a pair, and 0 or 1 for each pair, as a whole number or a truth value') from None
     entries = [Entry(f'image {i}', None, path, images.__getitem__, i) for i in range(len(images))]
     return entries, list(map(bool, same))
 

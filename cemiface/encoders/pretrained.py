@@ -250,7 +250,8 @@ def unpickle(
     if zipfile.is_zipfile(path):                       # torch.save does not compress: anybody may have
         with zipfile.ZipFile(path) as z: size = sum(o.file_size for o in z.infolist())
         if size > path.stat().st_size:
-            raise CemiFaceError(f'{path} is compressed and would take {size/1e9:.1f} GB; write it with torch.save')
+            raise CemiFaceError(f'{path} is compressed and would take {size/1e9:.1f} GB; '
+                                'write it with torch.save')
     try: foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception: foreign = []         # damaged, or written before torch 1.6: then all must be plain
     stand_ins = [(Inert, o) for o in foreign if o.split('.')[0] in FRAMEWORKS]
@@ -301,7 +302,7 @@ def check_plain(
     "CemiFaceError for tensors that are no plain arrays, or that would take more memory than their file."
     for k,v in tensors.items():
         if v.layout is not torch.strided or v.is_quantized or v.is_nested or v.is_meta:
-            raise CemiFaceError(f'{path}: {k} is a sparse, quantised, nested or empty tensor; save a dense one')
+            raise CemiFaceError(f'{path}: {k} is sparse, quantised, nested or without values; save it dense')
     size, own = sum(v.numel()*v.element_size() for v in tensors.values()), path.stat().st_size
     if size > own:
         raise CemiFaceError(f'{path} has {own:,} bytes, but its tensors would take {size:,}; '
@@ -389,7 +390,9 @@ def weights_for(
         want, have = (tuple(o[k].shape) if k in o else 'absent' for o in (wanted, state))
         if want!=have: raise CemiFaceError(f'{path} is no {arch}: {k} should be {want}, but it is {have}')
     check_weights(state, path)
-    def usable(k): return k in state and (not is_counter(k) or (*state[k].shape, state[k].dtype)==(torch.int64,))
+    def usable(k):
+        if k not in state or not is_counter(k): return k in state
+        return state[k].dim()==0 and state[k].dtype==torch.int64
     return {k: state[o] for k,o in zip(ours, wanted) if usable(o)}
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #n9363109
@@ -398,7 +401,7 @@ def encoder_with(
     path, # where they are from, for messages
     weights_of, # a function that gets the planned encoder and returns its weights by key
 ): # FaceEncoder
-    "Plan an encoder without memory, fill it, and try it on two faces; CemiFaceError where one of these fails."
+    "Plan an encoder without memory, fill it, and try it on two faces; CemiFaceError where that fails."
     try:
         conventions(settings.get('arch', 'toy'))       # imports a network of the user's, which needs memory
         with torch.device('meta'): plan = FaceEncoder(**settings)    # needs none, whatever its size
@@ -419,7 +422,8 @@ def weights_file(
     "CemiFaceError says what is there instead."
     file = folder/'diffusion_pytorch_model.safetensors'
     if file.is_file(): return file
-    there = sorted(o.name for o in folder.iterdir() if o.suffix in ('.safetensors', '.bin', '.pth', '.pt', '.ckpt'))
+    kinds = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
+    there = sorted(o.name for o in folder.iterdir() if o.suffix in kinds)
     raise CemiFaceError(f'{folder} lacks its weights, {file.name}; it holds {", ".join(there) or "none"}: '
                         'save it whole, without a variant and in one file')
 
@@ -432,7 +436,7 @@ def encoder_from_folder(
     "Load a folder of ours, without trust in it; CemiFaceError if it holds no face encoder."
     config = read_json(path/'config.json', 'encoder')
     if config.get('_class_name')!='FaceEncoder':
-        raise CemiFaceError(f'{path} does not hold a face encoder of ours; of others, give the file of weights')
+        raise CemiFaceError(f'{path} does not hold a face encoder of ours; of another, give the file')
     settings = {k: v for k,v in config.items() if not k.startswith('_')}|settings
     file = weights_file(path)
     def weights(plan): return weights_for(plan, read_tensors(file), file, plan.config.arch)

@@ -200,7 +200,7 @@ HEADS = dict(cosface=CosFaceHead, arcface=ArcFaceHead, adaface=AdaFaceHead)
 
 # %% ../../nbs/51_recognition.training.ipynb #c40d4696
 class FaceLoader(DataLoader):
-    "Batches (x, y, y) of a labelled set: shuffled and augmented by seed and epoch alone, or plain and in order"
+    "Batches (x, y, y) of a labelled set: shuffled and augmented, by seed and epoch alone, or plain in order"
     n_inp = 2                                          # fastai: the first two of the three go to the model
     def __init__(self,
         faces:FaceSet, # labelled set
@@ -253,8 +253,9 @@ def new(self:FaceLoader,
     **unused, # what else fastai says of a copy follows from `shuffle`
 )->FaceLoader:
     "A copy, as fastai asks for it"
-    faces, shuffle = self.dataset if dataset is None else dataset, self.shuffle if shuffle is None else shuffle
-    return FaceLoader(faces, self.cfg, self.seed, self.device, self.rank, self.of, shuffle)
+    if dataset is None: dataset = self.dataset
+    if shuffle is None: shuffle = self.shuffle
+    return FaceLoader(dataset, self.cfg, self.seed, self.device, self.rank, self.of, shuffle)
 
 # %% ../../nbs/51_recognition.training.ipynb #n2832343
 @patch

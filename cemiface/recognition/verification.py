@@ -47,11 +47,11 @@ def score_pairs(
     cache=None, # folder that keeps embeddings
     device=None, # where to compute; by default where the encoder is
 )->np.ndarray: # cosine (n,), in [-1,1]
-    "Similarity of the two faces of every pair, as an encoder sees them. CemiFaceError for images without a face."
+    "Similarity of the faces of every pair, as an encoder sees them. CemiFaceError for images of one colour."
     blank = np.flatnonzero(of_one_colour(pairs.images))
     if len(blank):
-        raise CemiFaceError(f'{pairs.name}: {len(blank)} of {len(pairs.images)} images have one colour throughout '
-                            f'and no similarity, the first is image {blank[0]}; replace or remove them')
+        raise CemiFaceError(f'{pairs.name}: {len(blank)} of {len(pairs.images)} images have one colour and '
+                            f'no similarity, the first is image {blank[0]}; replace or remove them')
     e = mirror_sum(embed_set(encoder, pairs, cache, device))
     if not np.isfinite(e).all():
         raise CemiFaceError(f'{pairs.name}: the face encoder {encoder.config.arch} makes embeddings '
