@@ -18,7 +18,7 @@ from ..core import CemiFaceError, text_table
 from ..data.faces import FaceSet
 from ..encoders.pretrained import embed, FaceEncoder
 from .similarity import (
-    file_of, identity_centres, nearest, pair_cosines, random_pairs, set_embeddings)
+    file_of, identity_centres, known_rows, known_values, nearest, pair_cosines, random_pairs, set_embeddings)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c835fd96
 def impostor_similarities(
@@ -29,7 +29,7 @@ def impostor_similarities(
     "Cosines of random pairs of two different people, in bounded memory; CemiFaceError for a single person"
     count = np.unique(persons, return_counts=True)[1]
     possible = int(len(persons)**2-(count**2).sum())//2
-    return pair_cosines(e, *random_pairs(persons, min(pairs, possible) or 1, same=False))
+    return known_values(pair_cosines(e, *random_pairs(persons, min(pairs, possible) or 1, same=False)))
 
 # %% ../../nbs/62_analysis.leakage.ipynb #ca566e56
 def far_threshold(
@@ -60,8 +60,8 @@ def impostor_distribution(
     probe = e_train if e_held is None else e_held
     rows = np.sort(np.random.default_rng(0).permutation(len(probe))[:probes])
     who = (np.asarray(persons)[rows], persons) if e_held is None else None
-    cosines, _ = nearest(probe[rows], e_train, device=device, who=who)
-    if cosines.min() < -1.5:
+    cosines = known_values(nearest(probe[rows], e_train, device=device, who=who)[0])
+    if not len(cosines) or cosines.min() < -1.5:
         raise CemiFaceError('the nearest other person needs at least two people; add some')
     return cosines
 
@@ -73,17 +73,23 @@ def chance_above(
     who_b=None, # likewise, (k,)
 )->dict: # auc in [0,1], ci95 (lo, hi)
     "Chance that one of `a` exceeds one of `b`, ties counting half"
+    def comparable(values, who):
+        "The known values, and whose they are"
+        rows = known_rows(values)
+        return np.asarray(values)[rows], np.asarray(range(len(rows)) if who is None else who)[rows]
+    (a, who_a), (b, who_b) = comparable(a, who_a), comparable(b, who_b)
+    if not len(a) or not len(b): raise CemiFaceError('no face has a similarity to compare; add faces')
     order, rng = np.argsort(b), np.random.default_rng(0)
     lower, upper = (np.searchsorted(b, a, side, sorter=order) for side in ('left', 'right'))
     def auc(weight_a, weight_b):
         below = np.r_[0., np.cumsum(weight_b[order])]          # weight of the smallest so many of b
         return float(weight_a @ (below[lower]+below[upper])/2/weight_a.sum()/below[-1])
-    def redrawing(values, who):
+    def redrawing(who):
         "A function that draws people with replacement, and returns the weight of each value"
-        people, place = np.unique(range(len(values)) if who is None else who, return_inverse=True)
+        people, place = np.unique(who, return_inverse=True)
         n = len(people)
         return lambda: np.bincount(rng.integers(0, n, n), minlength=n)[place]
-    draw_a, draw_b = redrawing(a, who_a), redrawing(b, who_b)
+    draw_a, draw_b = redrawing(who_a), redrawing(who_b)
     draws = [auc(draw_a(), draw_b()) for _ in range(1000)]
     return dict(auc=auc(np.ones(len(a)), np.ones(len(b))), ci95=np.quantile(draws, [.025, .975]).tolist())
 
@@ -127,10 +133,11 @@ def leakage_report(
 )->dict: # threshold; generated, inquiries, real; identities: a row each; cosine, nearest: of each face, (n,)
     "Nearest training face of every face and every inquiry, beside the level that non-members reach"
     level, threshold = np.array(nonmembers.cosine), nonmembers.threshold
-    def fraction_above(cosines): return float((cosines > threshold).mean())
+    def fraction_above(cosines): return float((known_values(cosines) > threshold).mean())
     def beside_nonmembers(cosines, who=None):
         "How near faces come to their nearest training face"
-        above, compared = fraction_above(cosines), chance_above(cosines, level, who)
+        compared = chance_above(cosines, level, who)
+        above, cosines = fraction_above(cosines), known_values(cosines)
         return dict(faces=len(cosines), mean=float(cosines.mean()), max=float(cosines.max()), above=above,
                     excess=above-fraction_above(level), nearer=compared['auc'], ci95=compared['ci95'],
                     q99=float(np.quantile(cosines, .99)))
@@ -139,6 +146,8 @@ def leakage_report(
     rows = []
     for k in np.unique(labels).tolist():
         mine = np.flatnonzero(np.equal(labels, k))
+        mine = mine[known_rows(cosines[mine])]
+        if not len(mine): continue                     # no face of this identity has a similarity
         i = mine[cosines[mine].argmax()]
         rows.append(dict(identity=k, cosine=float(cosines[i]), face=int(i), train=int(at[i]),
                          above=fraction_above(cosines[mine]), inquiry=float(cosines_q[k]),
@@ -173,7 +182,7 @@ def membership(
 )->dict: # auc in [0,1]: 0.5 tells nothing; ci95; train, held: mean cosine to the nearest face of the set
     "Are training faces nearer to a set than others?"
     train, held = (nearest(o, e, device=device)[0] for o in (e_train, e_held))
-    means = dict(train=float(train.mean()), held=float(held.mean()))
+    means = dict(train=float(known_values(train).mean()), held=float(known_values(held).mean()))
     return chance_above(train, held, who_train, who_held) | means
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c5d0b855
@@ -204,7 +213,7 @@ def leakage_beside_nonmembers(
     if inquiries is None: e_inquiry = identity_centres(e, y)   # the report needs some, the facts omit them
     else: e_inquiry = set_embeddings(judge, inquiries, device=device)
     report = leakage_report(e, y, e_inquiry, e_photos, nonmembers, device)
-    k = int(report['cosine'].argmax())
+    k = int(np.nanargmax(report['cosine']))
     who = [file_of(faces, k), file_of(photos, int(report['nearest'][k]))]
     name = f'{judge.config.arch} {judge.fingerprint[:8]}'
     return leakage_facts(report, nonmembers, name, inquiries is not None) | dict(who=who)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['similarity_to_inquiry', 'within_identity', 'identity_centres', 'between_identity', 'nearest', 'rank1', 'pair_cosines',
            'random_pairs', 'equal_error_rate', 'set_roc', 'label_margins', 'label_noise', 'similarity_groups',
-           'cosines_around_inquiry', 'within_covariance', 'Analysis', 'set_embeddings', 'file_of', 'analyse']
+           'cosines_around_inquiry', 'within_covariance', 'Analysis', 'known_figures', 'set_embeddings', 'file_of',
+           'analyse']
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c8d13277
 import math
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import CemiFaceError, text_table
+from ..core import CemiFaceError, log, text_table
 from ..data.faces import FaceSet
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed_set, FaceEncoder
+from ..encoders.pretrained import embed_set, FaceEncoder, of_one_colour
 from ..recognition.verification import roc, tar_at_far
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c32f00f0
@@ -26,6 +27,19 @@ def unit_rows(
 )->np.ndarray: # float32 (n,d)
     "Embeddings scaled to length one"
     return unit(np.asarray(e, np.float32))
+
+def known_rows(
+    x, # embeddings, (n,d), or numbers, (n,); may be a memory map
+)->np.ndarray: # bool (n,)
+    "Which of them are numbers: a face of one colour, for instance, has no embedding and no similarity"
+    return np.isfinite(x if np.ndim(x) == 1 else np.sum(x, axis=1))
+
+def known_values(
+    values:np.ndarray, # numbers, (n,)
+)->np.ndarray: # (k,)
+    "Those that are numbers"
+    values = np.asarray(values)
+    return values[known_rows(values)]
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c5f5a163
 def slices(
@@ -48,12 +62,15 @@ def similarity_to_inquiry(
 def identity_sums(
     x, # rows of numbers, (n,d)
     labels, # identity of each, (n,)
-)->tuple: # sums, float64 (k,d); place of each row's identity in them (n,); number of rows of each (k,)
-    "Sum of the rows of every identity, in sorted order"
-    _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
+)->tuple: # sums, float64 (k,d); place of each row's identity in them (n,); known rows of each (k,)
+    "Sum of the known rows of every identity, in sorted order; NaN where none is known"
+    people, place = np.unique(labels, return_inverse=True)
+    count = np.bincount(place[known_rows(x)], minlength=len(people))
     sums = torch.zeros(len(count), x.shape[1], dtype=torch.float64)
     for part in slices(len(x), 65536):                         # float64 takes twice the memory
-        sums.index_add_(0, torch.as_tensor(place[part]), torch.as_tensor(x[part]).double())
+        rows = known_rows(x[part])
+        sums.index_add_(0, torch.as_tensor(place[part][rows]), torch.as_tensor(x[part][rows]).double())
+    sums[torch.as_tensor(count) == 0] = math.nan
     return sums.numpy(), place, count
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c6e7d9f3
@@ -62,6 +79,8 @@ def mean_product_of_pairs(
     labels, # identity of each, (n,)
 )->float: # NaN if no identity has two
     "Mean scalar product over all pairs of one identity"
+    rows = known_rows(x)
+    x, labels = x[rows], np.asarray(labels)[rows]
     sums, _, count = identity_sums(x, labels)
     pairs = (count*(count-1)).sum()                            # ordered ones
     squares = np.einsum('nd,nd->', x, x, dtype=np.float64)
@@ -100,13 +119,13 @@ def nearest(
     batch:int=4096, # rows of either side at a time: memory grows with its square
     device:str='cpu', # where to multiply
     who=None, # identities of either side, ((n,), (k,)): pairs of one identity are left out
-)->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,), -2 where there is none; its row in others (n,)
+)->tuple[np.ndarray, np.ndarray]: # cosine to the nearest (n,): -2 of none, NaN of no face; its row (n,)
     "Nearest of the others for every embedding, in bounded memory"
     best, where = torch.full((len(e),), -2., device=device), torch.zeros(len(e), dtype=int, device=device)
     for rows in slices(len(e), batch):
         left = torch.tensor(unit_rows(e[rows]), device=device)
         for columns in slices(len(others), batch):
-            cosines = left @ torch.tensor(unit_rows(others[columns]), device=device).T
+            cosines = (left @ torch.tensor(unit_rows(others[columns]), device=device).T).nan_to_num_(-2)
             if who is not None:
                 same = np.equal.outer(who[0][rows], who[1][columns])
                 cosines[torch.tensor(same, device=device)] = -2
@@ -114,16 +133,19 @@ def nearest(
             better = highest > best[rows]
             best[rows][better] = highest[better]
             where[rows][better] = at[better]+columns.start
-    return best.cpu().numpy(), where.cpu().numpy()
+    best = np.where(known_rows(e), best.cpu().numpy(), np.float32(np.nan))
+    return best, where.cpu().numpy()
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c29c8ca2
 def rank1(
     e, # embeddings, (n,d)
     labels, # row of the own inquiry, (n,)
     e_inquiry, # embeddings of the inquiries, (k,d)
-)->float: # in [0,1]
+)->float: # in [0,1], NaN where no face has a similarity
     "Fraction of faces whose most similar inquiry is their own"
-    return float((nearest(e, e_inquiry)[1] == labels).mean())
+    cosines, at = nearest(e, e_inquiry)
+    right = (at == labels)[known_rows(cosines)]
+    return float(right.mean()) if len(right) else math.nan
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c59b69c4
 def pair_cosines(
@@ -177,12 +199,13 @@ def set_roc(
     e, # embeddings, (n,d)
     labels, # identity of each, (n,)
     pairs:int=20_000, # of one identity, and as many of two
-)->dict: # eer, tar_at_far {far: fraction}; sim (2*pairs,) and same (2*pairs,), as roc and plot_roc take them
+)->dict: # eer, tar_at_far {far: fraction}; sim and same, (2*pairs,) or fewer, as roc and plot_roc take them
     """How well a judge tells pairs of one label from pairs of two.
 
     CemiFaceError without two faces of one and of two identities"""
     sim = np.concatenate([pair_cosines(e, *random_pairs(labels, pairs, same)) for same in (True, False)])
-    same = np.arange(2*pairs) < pairs
+    rows = known_rows(sim)
+    sim, same = sim[rows], (np.arange(2*pairs) < pairs)[rows]
     return dict(eer=equal_error_rate(sim, same), tar_at_far=tar_at_far(sim, same), sim=sim, same=same)
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c4e7641e
@@ -208,8 +231,8 @@ def label_noise(
     margins:np.ndarray, # of label_margins, (n,)
 )->float: # in [0,1], NaN if every face is alone
     "Fraction of faces that are nearer to another identity than to their own"
-    known = margins[~np.isnan(margins)]
-    return float((known < 0).mean()) if len(known) else math.nan
+    margins = known_values(margins)
+    return float((margins < 0).mean()) if len(margins) else math.nan
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c9b2c6ee
 def similarity_groups(
@@ -245,7 +268,8 @@ def cosines_around_inquiry(
     "Mean cosines that tell whether faces lie around their inquiry: if so, `within` is as large as `even`"
     s = similarity_to_inquiry(e, e_inquiry, labels)[:, None]
     away = unit_rows(e) - s*unit_rows(e_inquiry)[labels]       # without the component along the inquiry
-    within, similarity = within_identity(e, labels), float(s.mean())
+    own, within = known_values(s), within_identity(e, labels)
+    similarity = float(own.mean()) if len(own) else math.nan
     image_to_centre = math.sqrt(max(within, 0)) or math.nan
     return dict(similarity=similarity, within=within, even=mean_product_of_pairs(s, labels),
                 common=within_identity(away, labels), image_to_centre=image_to_centre,
@@ -259,8 +283,9 @@ def within_covariance(
     """How the unit embeddings of a person's photos deviate from the person's mean, over all persons.
 
     CemiFaceError if nobody has two photos"""
-    x = unit_rows(e)
-    sums, _, count = identity_sums(x, labels)
+    rows = known_rows(e)
+    x = unit_rows(e[rows])
+    sums, _, count = identity_sums(x, np.asarray(labels)[rows])
     if len(x) == len(count):
         raise CemiFaceError('deviations within an identity need at least two faces of one; add photos')
     parts = (x[part].astype(np.float64) for part in slices(len(x), 65536))
@@ -297,14 +322,26 @@ class Analysis:
         return '\n'.join(lines)
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c897045a
+def known_figures(
+    values:np.ndarray, # numbers, (n,)
+    **measures, # name -> function of the known ones
+)->dict: # name -> number, None where none is known
+    "Figures of what is known"
+    values = known_values(values)
+    return {name: float(measure(values)) if len(values) else None for name, measure in measures.items()}
+
 def set_embeddings(
     judge:FaceEncoder, # measures
     faces:FaceSet, # any set
     cache=None, # folder of kept embeddings
     device=None, # where to compute
 )->np.ndarray: # raw embeddings, (n,d)
-    "Embeddings of the images as they are, kept in the cache where there is one"
-    return embed_set(judge, faces, cache, device, mirror=False)[0]
+    "Embeddings of the images as they are, kept in the cache where there is one; NaN for images of one colour"
+    e, blank = embed_set(judge, faces, cache, device, mirror=False)[0], of_one_colour(faces.images)
+    if not blank.any(): return e
+    log(f'{blank.sum()} of {len(faces)} faces have one colour throughout, so no similarity: '
+        f'{faces.named(np.flatnonzero(blank))}')
+    return np.where(blank[:, None], np.float32(np.nan), e)
 
 def file_of(
     faces:FaceSet, # any set
@@ -333,13 +370,14 @@ def analyse(
                                 'inquiries; give the inquiries in the order of the labels')
         e_inquiry = set_embeddings(judge, inquiries, cache, device)
         s = similarity_to_inquiry(e, e_inquiry, y)
-        similarity = dict(mean=float(s.mean()), std=float(s.std()), judge=name)
+        similarity = known_figures(s, mean=np.mean, std=np.std) | dict(judge=name)
         rank, around = rank1(e, y, e_inquiry), cosines_around_inquiry(e, e_inquiry, y)
+        if math.isnan(rank): rank = None
     if against is not None:
         cosines, where = nearest(e, set_embeddings(judge, against, cache, device), device=device or 'cpu')
-        i = int(cosines.argmax())
-        near = dict(max=float(cosines[i]), mean=float(cosines.mean()), judge=name,
-                    who=[file_of(faces, i), file_of(against, int(where[i]))])
+        i = int(np.nan_to_num(cosines, nan=-2).argmax())
+        near = known_figures(cosines, max=np.max, mean=np.mean) | dict(
+            judge=name, who=[file_of(faces, i), file_of(against, int(where[i]))])
     def mean_of(measure):
         cosine = measure(e, y) if faces.identities else math.nan
         return dict(mean=None if math.isnan(cosine) else cosine, judge=name)

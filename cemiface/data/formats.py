@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'LeftOut', 'scan_folder', 'inquiries_beside', 'find_inquiries', 'inside', 'Pairs', 'read_pairs',
-           'write_pairs', 'pair_files', 'manifest_line', 'scan_manifest', 'read_manifest', 'write_metadata', 'Entry',
-           'BadImage', 'loaded_image']
+           'write_pairs', 'images_by_stem', 'pair_files', 'manifest_line', 'scan_manifest', 'read_manifest',
+           'write_metadata', 'Entry', 'BadImage', 'loaded_image']
 
 # %% ../../nbs/10_data.formats.ipynb #ca003401
 import collections
@@ -233,7 +233,8 @@ def inside(
 def read_columns(path, kind): # a text file, and what it should be, for the error
     "Yields the number of each line that holds something, and its columns. Raises CemiFaceError"
     for number, line in enumerate(read_text(path, kind).split('\n'), 1):
-        if line.strip(): yield number, line.split('\t') if '\t' in line else line.split()
+        line = line.rstrip()                           # a spreadsheet ends its lines with empty columns
+        if line: yield number, line.split('\t') if '\t' in line else line.split()
 
 def is_whole_number(text): # what should be one
     "Whether a text is a whole number of at most 18 digits; `int` also takes signs, blanks, other scripts"
@@ -320,21 +321,29 @@ def write_pairs(
     write_text(path, text)
 
 # %% ../../nbs/10_data.formats.ipynb #ce04ab3d
+def images_by_stem(folder): # of one person, may be absent
+    "The images of a folder by their names without suffix, {stem: path}; of several that of the first suffix"
+    try: files = [o for o in folder.iterdir() if o.suffix.lower() in IMAGE_SUFFIXES and o.is_file()]
+    except OSError: return {}
+    files.sort(key=lambda o: (IMAGE_SUFFIXES.index(o.suffix.lower()), o.name), reverse=True)
+    return {o.stem: o for o in files}
+
 def pair_files(
     pairs:Pairs, # what read_pairs gave
-    images:str|Path, # folder with NAME/NAME_0001.jpg (or .png)
+    images:str|Path, # folder with NAME/NAME_0001.jpg, or with any other suffix of an image
 )->list: # (left file, right file, same person?) of each pair
     "The image files of the pairs. Raises CemiFaceError naming the first absent image and how many there are"
-    root, found, absent = Path(images), {}, []
+    root, people, found, absent = Path(images), {}, {}, []
     if not root.is_dir():
         raise CemiFaceError(f'{root} is no folder; --images takes the one that holds NAME/NAME_0001.jpg')
     for name, k in number_in_order(image for a, i, b, j, _ in pairs.rows for image in ((a, i), (b, j))):
-        jpg = root/name/f'{name}_{k:04d}.jpg'
-        found[name, k] = jpg if os.path.isfile(jpg) else jpg.with_suffix('.png')
-        if not os.path.isfile(found[name, k]): absent.append(jpg.relative_to(root))
+        if name not in people: people[name] = images_by_stem(root/name)
+        stem = f'{name}_{k:04d}'
+        found[name, k] = people[name].get(stem)
+        if not found[name, k]: absent.append(f'{name}/{stem}')
     if absent:
         raise CemiFaceError(f'{len(absent)} of the {len(found)} images that the pairs name '
-                            f'are not in {root}; the first is {absent[0]} (or .png)')
+                            f'are not in {root}; the first is {absent[0]}.jpg (or .png and so on)')
     return [(found[a, i], found[b, j], same) for a, i, b, j, same in pairs.rows]
 
 # %% ../../nbs/10_data.formats.ipynb #cfc78d34

@@ -443,40 +443,42 @@ def check_instructions(raw): # a pickle
         op = pickletools.code2op.get(code.decode('latin1'))
         name = op.name if op else code
         if name not in HARMLESS_INSTRUCTIONS: raise ValueError(f'it holds the instruction {name}')
-        # a text of Python 2 may hold any bytes
-        arg = stream.readline() if name == 'STRING' else op.arg and op.arg.reader(stream)
+        arg = stream.readline() if name == 'STRING' else op.arg and op.arg.reader(stream)     # any bytes
         if name in ('PUT', 'BINPUT', 'LONG_BINPUT') and not 0 <= int(arg) <= stored+1:
             raise ValueError('its memory is out of order')  # the unpickler makes room for as many objects
         stored += 'PUT' in name or name == 'MEMOIZE'
 
 # %% ../../nbs/11_data.packed.ipynb #ce82f267
-def raw_bytes(data, *_): # what a pickle calls the bytes of an array; then dtype, shape and order
+def raw_bytes(data): # bytes, an array of bytes, or text, which is how protocols 0 to 2 write bytes
     "Its bytes; TypeError when it has none. (`bytes(n)` would make n zeros of a number.)"
-    return bytes(memoryview(data))
+    if isinstance(data, bytes): return data
+    return data.encode('latin1') if isinstance(data, str) else bytes(memoryview(data))
 
-class ByteType:
-    "Stands in for a numpy dtype of bytes or truth values; ValueError for any other"
+class IntegerType:
+    "Stands in for a numpy dtype of bytes, whole numbers or truth values; ValueError for any other"
     def __init__(self, name, *_): # 'u1' or '|u1', in Python 2 as bytes
-        if name[-2:] not in ('u1', 'b1', b'u1', b'b1'): raise ValueError(f'it holds an array of {name}')
-    def __setstate__(self, state): pass
+        name = raw_bytes(name).decode()
+        if not re.fullmatch('[|<>=]?(b1|[iu][1248])', name): raise ValueError(f'it holds an array of {name}')
+        self.type = np.dtype(name.replace('b', 'u'))
+    def __setstate__(self, state): self.type = self.type.newbyteorder(raw_bytes(state[1]).decode())
 
-class ByteArray:
-    "Stands in for a numpy array: its raw bytes"
-    def __init__(self, *_): self.raw = b''
-    def __setstate__(self, state): self.raw = raw_bytes(state[4])
+class IntegerArray:
+    "Stands in for a numpy array; its numbers are read when all is known"
+    def __init__(self, data=b'', kind=None, *_): self.data, self.kind = data, kind
+    def __setstate__(self, state): self.data, self.kind = state[4], state[2]
+    def __iter__(self): return iter(np.frombuffer(raw_bytes(self.data), self.kind.type).tolist())
 
 # %% ../../nbs/11_data.packed.ipynb #cfd5db36
-STAND_INS = {'numpy ndarray': ByteArray, 'numpy dtype': ByteType,
-    'numpy.core.multiarray _reconstruct': ByteArray,
-    'numpy.core.multiarray scalar': lambda dtype, raw: raw_bytes(raw)[0],
-    'numpy.core.numeric _frombuffer': raw_bytes,
-    '_codecs encode': lambda text, code: text.encode('latin1')}  # how protocols 0 to 2 write bytes
+STAND_INS = {'numpy ndarray': IntegerArray, 'numpy dtype': IntegerType,
+    'numpy.core.multiarray _reconstruct': IntegerArray, 'numpy.core.numeric _frombuffer': IntegerArray,
+    'numpy.core.multiarray scalar': lambda kind, raw: next(iter(IntegerArray(raw[:8], kind))),
+    '_codecs encode': lambda text, _: text, 'builtins bytearray': lambda data='', *_: data}
 
 class PairsUnpickler(pickle.Unpickler):
     "Knows the stand-ins and nothing else"
     def find_class(self, module, name): # as the pickle gives them
         "The stand-in; PermissionError where there is none"
-        key = f'{module} {name}'.replace('numpy._core.', 'numpy.core.')
+        key = f'{module} {name}'.replace('numpy._core.', 'numpy.core.').replace('__builtin__', 'builtins')
         if key not in STAND_INS: raise PermissionError(f'{module}.{name}')
         return STAND_INS[key]
 
@@ -490,17 +492,17 @@ def read_bin(
     try:
         check_instructions(raw)
         images, same = PairsUnpickler(io.BytesIO(raw), encoding='bytes').load()
-        images = [getattr(o, 'raw', o) for o in images]
-        same = [int(o) for o in getattr(same, 'raw', same)]
-        if not {type(o) for o in images} <= {bytes}: raise ValueError('it holds other things than images')
+        data = [getattr(o, 'data', o) for o in images]
+        copies = {id(o): raw_bytes(o) for o in data}      # an image of many pairs lies in memory once
+        images, same = [copies[id(o)] for o in data], list(same)
         if not same or not set(same) <= {0, 1}:
             raise ValueError('it does not say of each pair whether it is the same person')
         if len(images) != 2*len(same): raise ValueError(f'{len(images)} images are no {len(same)} pairs')
     except PermissionError as e:
-        raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs, and was not allowed to; '
-                            'do not trust it') from None
+        raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs; do not trust it') from None
     except Exception as e:  # unpickling fails in many ways
-        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); fetch it again') from None
+        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); expected are encoded images, two '
+                            'a pair, and 0 or 1 for each pair, as a whole number or a truth value') from None
     entries = [Entry(f'image {i}', None, path, images.__getitem__, i) for i in range(len(images))]
     return entries, list(map(bool, same))
 

@@ -121,9 +121,7 @@ def unpack_pairs(source, folder): # FILE.bin, and what gets pairs.txt and images
     entries, same = read_bin(source)
     images, names, numbers = [o.read() for o in entries], [], collections.defaultdict(dict)
     for who, image in zip(pair_people(images, same), images):
-        name, suffix = f'{who:06d}', image_suffix(image)
-        if suffix not in ('.jpg', '.png'):
-            raise CemiFaceError(f'{source} holds images that are neither JPEG nor PNG, as pairs.txt wants')
+        name, suffix = f'{who:06d}', image_suffix(image) or '.jpg'
         k = numbers[who].setdefault(image, len(numbers[who])+1)
         path = folder/'images'/name/f'{name}_{k:04d}{suffix}'
         path.parent.mkdir(parents=True, exist_ok=True)

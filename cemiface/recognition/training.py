@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LUMA', 'HEADS', 'draw_augmentation', 'move_pixels', 'turn_hue', 'recolour', 'erase', 'augment', 'MarginHead',
            'CosFaceHead', 'ArcFaceHead', 'AdaFaceHead', 'FaceLoader', 'Trainee', 'EpochLog', 'SmoothLoss',
-           'pair_accuracy', 'VerifyEachEpoch', 'rate_schedule', 'Parallel', 'recogniser_learner', 'fit_recogniser',
-           'KeepState', 'restore_learner', 'train_recogniser']
+           'pair_accuracy', 'VerifyEachEpoch', 'rate_schedule', 'Parallel', 'FaceLoaders', 'NoValidation',
+           'recogniser_learner', 'fit_recogniser', 'KeepState', 'restore_learner', 'train_recogniser']
 
 # %% ../../nbs/51_recognition.training.ipynb #c8bafce1
 import math
@@ -17,7 +17,7 @@ import warnings
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -32,15 +32,15 @@ from cemiface.core import (
 from ..recipe import CosFaceConfig
 from ..runtime import default_device, processes, seed_everything, try_compile
 from ..data.faces import FaceSet, FaceStore, PairSet
-from ..encoders.pretrained import embed, load_encoder, FaceEncoder
+from ..encoders.pretrained import embed, load_encoder, FaceEncoder, unpickle
 from ..generator.training import prefetch
 from .verification import fold_accuracy, mirror_sum, pair_similarities
 
 # %% ../../nbs/51_recognition.training.ipynb #c8e38ba7
 with warnings.catch_warnings(action='ignore', category=FutureWarning):     # of torch, about a layer of fastai
     from fastai.basics import (
-        AvgSmoothLoss, Callback, DataLoaders, get_model, Learner, noop, OptimWrapper, store_attr,
-        ValueMetric)
+        AvgSmoothLoss, Callback, CancelValidException, DataLoader, DataLoaders, get_model, Learner, noop,
+        OptimWrapper, patch, show_images, store_attr, ValueMetric)
     from fastai.callback.progress import ProgressCallback
     from fastai.callback.schedule import combined_cos, ParamScheduler
 
@@ -199,8 +199,8 @@ class AdaFaceHead(MarginHead):
 HEADS = dict(cosface=CosFaceHead, arcface=ArcFaceHead, adaface=AdaFaceHead)
 
 # %% ../../nbs/51_recognition.training.ipynb #c40d4696
-class FaceLoader:
-    "Shuffled, augmented batches (x, y, y) of a labelled set, which depend on seed and epoch alone"
+class FaceLoader(DataLoader):
+    "Batches (x, y, y) of a labelled set: shuffled and augmented, by seed and epoch alone, or plain in order"
     n_inp = 2                                          # fastai: the first two of the three go to the model
     def __init__(self,
         faces:FaceSet, # labelled set
@@ -208,21 +208,77 @@ class FaceLoader:
         seed=0, # of order and augmentation
         device='cpu', # where batches are wanted
         rank=0, # number of this process
-        of=1, # processes that share every batch
+        of=1, # processes that share every shuffled batch
+        shuffle=True, # for training, rather than every face once and as it is?
     ):
-        store_attr()
-        self.epoch = 0
-        self.y, self.store = torch.as_tensor(faces.labels), FaceStore(faces.images, device)
-    def __len__(self): return max(1, len(self.y)//self.cfg.batch)
+        super().__init__(faces, cfg.batch, shuffle=shuffle, drop_last=shuffle)
+        self.cfg, self.seed, self.rank, self.of, self.epoch = cfg, seed, rank, of, 0
+        self.y = torch.as_tensor(faces.labels)
+        self.to(device)
+
+    @cached_property
+    def store(self)->FaceStore: # of the faces, on the device
+        "Made when it is needed"
+        return FaceStore(self.dataset.images, self.device)
+
+    def __len__(self):
+        batches = len(self.y)/self.cfg.batch
+        return max(1, int(batches)) if self.shuffle else math.ceil(batches)
+
     def __iter__(self):
         rng = torch.Generator().manual_seed(stable_seed(self.seed, 'batches', self.epoch))
-        batches = torch.randperm(len(self.y), generator=rng).split(self.cfg.batch)[:len(self)]
+        order = torch.randperm(len(self.y), generator=rng) if self.shuffle else torch.arange(len(self.y))
+        batches = order.split(self.cfg.batch)[:len(self)]
         def make(k):
+            if not self.shuffle: return self.store.batch(batches[k]), self.y[batches[k]].to(self.device)
             even = len(batches[k])//self.of*self.of    # a short batch gives each process as many faces, too
             mine = batches[k][self.rank:even:self.of]
-            y = self.y[mine].to(self.device)
-            return augment(self.store.batch(mine), self.cfg, rng, self.rank, self.of), y, y
-        for _, batch in prefetch(make, range(len(batches))): yield batch
+            x = augment(self.store.batch(mine), self.cfg, rng, self.rank, self.of)
+            return x, self.y[mine].to(self.device)
+        for _, (x, y) in prefetch(make, range(len(batches))): yield x, y, y
+
+# %% ../../nbs/51_recognition.training.ipynb #n2114336
+@patch
+def to(self:FaceLoader,
+    device, # where batches are wanted from now on
+):
+    "Move the faces"
+    self.device = device
+    self.__dict__.pop('store', None)                   # it lies on another device
+
+@patch
+def new(self:FaceLoader,
+    dataset:FaceSet|None=None, # other faces
+    shuffle:bool|None=None, # for training? By default as it is now
+    **unused, # what else fastai says of a copy follows from `shuffle`
+)->FaceLoader:
+    "A copy, as fastai asks for it"
+    if dataset is None: dataset = self.dataset
+    if shuffle is None: shuffle = self.shuffle
+    return FaceLoader(dataset, self.cfg, self.seed, self.device, self.rank, self.of, shuffle)
+
+# %% ../../nbs/51_recognition.training.ipynb #n2832343
+@patch
+def show_batch(self:FaceLoader,
+    b=None, # a batch; by default the first of the epoch
+    max_n=9, # faces
+    **kw, # for fastai's show_images
+):
+    "Draw some faces with their identities"
+    x, y, _ = self.one_batch() if b is None else b
+    names = [self.dataset.names[k] for k in y[:max_n].tolist()]
+    show_images([(face.cpu()+1)/2 for face in x[:max_n]], **dict(titles=names)|kw)
+
+@patch
+def show_results(self:FaceLoader,
+    b, # a batch
+    out, # logits of its faces, (b,classes)
+    max_n=9, # faces
+    **kw, # for fastai's show_images
+):
+    "Draw some faces with the identities that the model takes them for"
+    guesses = [self.dataset.names[k] for k in out[:max_n].argmax(1).tolist()]
+    self.show_batch(b, max_n, titles=guesses, **kw)
 
 # %% ../../nbs/51_recognition.training.ipynb #c24caafe
 class Trainee(nn.Module):
@@ -251,7 +307,7 @@ class Trainee(nn.Module):
 # %% ../../nbs/51_recognition.training.ipynb #cfbe2d8c
 class EpochLog(Callback):
     "Seeds each epoch by its number and keeps one row per epoch: epoch, loss, lr, accuracy, faces_per_second"
-    order = 40
+    order, run_valid = 40, False
     def __init__(self,
         seed:int, # of the training
     ): self.seed, self.rows = seed, []
@@ -338,6 +394,18 @@ def _compile_backbone(model, loader):
     model.zero_grad()
     model.backbone.load_state_dict(before)
 
+# %% ../../nbs/51_recognition.training.ipynb #n9401442
+class FaceLoaders(DataLoaders):
+    "The loader for training, and one of the same faces as they are"
+    def new_empty(self):
+        "Both without faces, for `Learner.export`"
+        return FaceLoaders(*(dl.new(dl.dataset.subset([])) for dl in self.loaders), device=self.device)
+
+class NoValidation(Callback):
+    "Skips fastai's validation, whose faces are those of the training; pairs tell more"
+    order = -100
+    def before_validate(self): raise CancelValidException
+
 # %% ../../nbs/51_recognition.training.ipynb #c0c21d6b
 def recogniser_learner(
     faces:FaceSet, # labelled set; its size becomes the size of the recogniser
@@ -364,7 +432,8 @@ def recogniser_learner(
     if cfg.compile: _compile_backbone(model, loader)
     optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, weight_decay=cfg.weight_decay, fused=True)
     if cfg.optimiser == 'sgd': optimiser = partial(optimiser, opt=torch.optim.SGD, momentum=cfg.momentum)
-    learn = Learner(DataLoaders(loader, []), model, F.cross_entropy, optimiser, cfg.lr, cbs=EpochLog(seed))
+    loaders = FaceLoaders(loader, loader.new(shuffle=False), device=device)
+    learn = Learner(loaders, model, F.cross_entropy, optimiser, cfg.lr, cbs=EpochLog(seed))
     if ranks.num_processes > 1: learn.add_cb(Parallel())
     if pairs is not None and ranks.is_main_process:
         learn.add_cb(VerifyEachEpoch(pairs, cfg.verify_every))
@@ -386,7 +455,7 @@ def fit_recogniser(
     if loader.rank or os.environ.get('CEMIFACE_QUIET') or not sys.stderr.isatty():
         learn.remove_cbs(ProgressCallback)
         learn.logger = noop
-    cbs = [ParamScheduler(rate_schedule(loader.cfg)), *cbs]
+    cbs = [ParamScheduler(rate_schedule(loader.cfg)), NoValidation(), *cbs]
     try:
         with redirect_stdout(sys.stderr): learn.fit(loader.cfg.epochs, cbs=cbs, start_epoch=start)
     except CemiFaceError as e:
@@ -415,17 +484,20 @@ def restore_learner(
     key:str, # fingerprint of the run
 )->int: # epochs that are done
     "Put a kept state into a learner; CemiFaceError if it cannot be read or belongs to another run"
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    try: state = unpickle(path)
     except Exception as e:
         raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
+    state = state if isinstance(state, dict) else {}
     check_version(state, path)
     if state.get('key') != key:
         raise CemiFaceError(f'{path} is the state of another run; delete it or choose another folder')
-    learn.model.load_state_dict(state['model'])
-    learn.create_opt()
-    learn.opt.load_state_dict(state['opt'])
-    learn.epoch_log.rows = state['rows']
-    return len(state['rows'])
+    try:
+        learn.model.load_state_dict(state['model'])
+        learn.create_opt()
+        learn.opt.load_state_dict(state['opt'])
+        learn.epoch_log.rows = state['rows']
+        return len(state['rows'])
+    except Exception as e: raise CemiFaceError(f'{path} is damaged; delete it to start again') from e
 
 # %% ../../nbs/51_recognition.training.ipynb #cbbf7286
 def _is_finished(out, key):

@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'CHUNK', 'IJB_FARS', 'mirror_sum', 'pair_similarities', 'score_pairs', 'fold_accuracy', 'roc',
            'tar_at_far', 'plot_roc', 'bootstrap_interval', 'paired_difference', 'holm', 'Verification', 'verify',
            'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
-           'template_similarities', 'loose_faces', 'TemplateVerification', 'verify_templates']
+           'template_similarities', 'named_image', 'loose_faces', 'TemplateVerification', 'verify_templates']
 
 # %% ../../nbs/50_recognition.verification.ipynb #c8aa9b75
 import os
@@ -14,18 +14,17 @@ import warnings
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.basics import chunked
 
 from ..core import CemiFaceError, progress
-from ..data.formats import inside
 from ..data.faces import decode_to_array, PairSet
 from ..data.align import align_face, read_landmarks
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, embed_set, FaceEncoder
+from ..encoders.pretrained import embed, embed_set, FaceEncoder, of_one_colour
 
 # %% ../../nbs/50_recognition.verification.ipynb #c7b3b866
 def mirror_sum(
@@ -48,8 +47,16 @@ def score_pairs(
     cache=None, # folder that keeps embeddings
     device=None, # where to compute; by default where the encoder is
 )->np.ndarray: # cosine (n,), in [-1,1]
-    "Similarity of the two faces of every pair, as an encoder sees them."
-    return pair_similarities(mirror_sum(embed_set(encoder, pairs, cache, device)), pairs)
+    "Similarity of the faces of every pair, as an encoder sees them. CemiFaceError for images of one colour."
+    blank = np.flatnonzero(of_one_colour(pairs.images))
+    if len(blank):
+        raise CemiFaceError(f'{pairs.name}: {len(blank)} of {len(pairs.images)} images have one colour and '
+                            f'no similarity, the first is image {blank[0]}; replace or remove them')
+    e = mirror_sum(embed_set(encoder, pairs, cache, device))
+    if not np.isfinite(e).all():
+        raise CemiFaceError(f'{pairs.name}: the face encoder {encoder.config.arch} makes embeddings '
+                            'that are no numbers; get it anew')
+    return pair_similarities(e, pairs)
 
 # %% ../../nbs/50_recognition.verification.ipynb #c6cbc262
 THRESHOLDS = np.arange(0, 4, .01)
@@ -324,13 +331,23 @@ def template_similarities(
 IJB_FARS = 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1
 
 # %% ../../nbs/50_recognition.verification.ipynb #c75f2451
+def named_image(
+    folder:Path, # of images
+    name:str, # as a list gives it
+)->Path:
+    "Where an image lies, which may be a link. CemiFaceError for a name that leads out of the folder"
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or '..' in path.parts or '\0' in name:
+        raise CemiFaceError(f'{name!r} does not lie in {folder}; names must be relative and stay inside')
+    return folder/path
+
 def loose_faces(
     templates:Templates,
     batch=256, # faces at once
 ): # yields uint8 (b,3,112,112)
     "All images, aligned, in order. CemiFaceError for one that is absent, bad or outside the folder."
     def aligned(i):
-        photo = decode_to_array(inside(templates.images, templates.files[i]))
+        photo = decode_to_array(named_image(templates.images, templates.files[i]))
         return align_face(photo, templates.landmarks[i])
     n = len(templates.files)
     with ThreadPool(min(8, os.cpu_count())) as pool, progress(n, 'embedding', 'img') as bar:
