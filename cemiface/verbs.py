@@ -65,8 +65,10 @@ def do_run(a):
     "All stages of a recipe"
     recipe, inputs = load_recipe(a.recipe, overrides(a)), inputs_of(a)
     if a.dry_run: return plan_run(a, recipe, inputs)
-    from cemiface.experiment.run import run                    # a mistyped key is refused before torch is loaded
+    from cemiface.experiment.planning import check_room        # a mistyped key is refused before torch is loaded
+    from cemiface.experiment.run import run
     out = a.out or Path('runs')/recipe.name
+    check_room(recipe, inputs, out, on_cpu(a))
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
 
 def plan_run(a, recipe, inputs):
@@ -78,11 +80,14 @@ def plan_run(a, recipe, inputs):
 
 def do_demo(a):
     "The toy recipe"
+    from cemiface.experiment.planning import check_room
     from cemiface.experiment.run import demo
     if a.from_scratch:
         log('training the toy generator first: an hour or more on two cores, minutes on a GPU; '
             'it can be stopped, and goes on when started again')
     out = a.out or Path('runs')/('demo-from-scratch' if a.from_scratch else 'demo')
+    recipe = load_recipe('toy', [f'study.seeds={a.seeds}', *overrides(a)])
+    check_room(recipe, Inputs(assets=None if a.from_scratch else str(ASSETS)), out, on_cpu(a))
     return finished_run(demo(out, a.seeds, a.from_scratch, overrides(a), on_cpu(a)), out)
 
 def finished_run(results, out):
@@ -91,6 +96,14 @@ def finished_run(results, out):
     out = Path(out)
     return results, f'{results_table(results)}\nfaces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
 
+# %% ../nbs/81_verbs.ipynb #n3203322
+def require_networks(a, recipe, which, arch='toy', classes=2):
+    "Raises CemiFaceError where the training of a generator or recogniser needs more memory than is free"
+    from cemiface.experiment.planning import networks_in_memory
+    from cemiface.runtime import default_device, free_memory, require_room
+    free = free_memory(device_of(a) or default_device())
+    require_room(networks_in_memory(recipe, arch, classes, free)[which], free)
+
 # %% ../nbs/81_verbs.ipynb #c011
 def do_train_generator(a):
     "A generator from photos"
@@ -98,6 +111,7 @@ def do_train_generator(a):
     from cemiface.generator.pipeline import train_generator
     recipe, photos = recipe_and_faces(a)
     encoder, cache = load_encoder(a.identity_encoder), Path(a.out)/'training'/'cache'
+    require_networks(a, recipe, 'generator', encoder.config.arch)
     pipe = train_generator(photos, encoder, recipe.parts, a.out, on_cpu(a), cache, a.force)
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
@@ -107,6 +121,7 @@ def do_train_recogniser(a):
     from cemiface.recognition.training import train_recogniser
     recipe, faces = recipe_and_faces(a)
     faces.require_labels()
+    require_networks(a, recipe, 'recogniser', classes=faces.identities)
     net = train_recogniser(faces, recipe.recogniser, a.out, seed=recipe.seed, device=device_of(a))
     arch, dim, images, people = net.config.arch, net.config.dim, len(faces), faces.identities
     facts = dict(recogniser=str(a.out), arch=arch, dim=dim, identities=people, images=images)
@@ -141,6 +156,15 @@ def open_screen(a):
     photos = open_faces(a.against, max(judge.config.height, judge.config.width))
     return Screen(judge, photos, a.max_leakage, device_of(a))
 
+# %% ../nbs/81_verbs.ipynb #n6571372
+def require_set(a, size):
+    "Raises CemiFaceError where a set of faces needs more memory or disk than is free"
+    from cemiface.runtime import free_disk, free_memory, require_room
+    places, drawn = a.identities*a.per_identity, 4*a.identities if a.inquiries == 'synthetic' else 0
+    require_room({'--identities and --per-identity': 20*places, '--identities': drawn*3*size**2}, free_memory())
+    files = {'--identities and --per-identity': places*size**2*(1.5 if a.image_format == 'png' else .3)}
+    if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
+
 # %% ../nbs/81_verbs.ipynb #c013
 def candidate_pictures(a, pipe, sampling):
     "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
@@ -171,6 +195,7 @@ def do_generate(a):
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
     if asked.m is None: asked = calibrated(asked, pipe.calibrations.get(a.control))
+    require_set(a, pipe.size)
     m, screen, out = asked.m, open_screen(a), Path(a.out)
     pictures = candidate_pictures(a, pipe, sampling)
     chosen = chosen_pictures(a, pipe, pictures, None if screen else a.identities)
@@ -305,9 +330,12 @@ def do_align(a):
 # %% ../nbs/81_verbs.ipynb #c017
 def lab_of(a):
     "Recipe and inputs of a lab; toy faces take the shipped networks"
+    from cemiface.experiment.planning import check_room
     recipe = load_recipe(a.recipe, overrides(a))
     shipped = str(ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
-    return recipe, a.out or Path('runs')/f'lab-{recipe.name}', inputs_of(a, shipped)
+    inputs, out = inputs_of(a, shipped), a.out or Path('runs')/f'lab-{recipe.name}'
+    check_room(recipe, inputs, out, on_cpu(a))
+    return recipe, out, inputs
 
 def do_study(a):
     "Tables and figures"
