@@ -103,6 +103,7 @@ def hostile_run(d):
     import cemiface.experiment.run as experiment
     args = ['demo', *sets(dict(study=dict(scalar=[1], sphere=[]), toy=dict(candidates=30, test_identities=40, test_pairs=200, identities=20, per_identity=4), recogniser=dict(epochs=1, batch=16),
         inquiries=dict(identities=3, threshold=.99), generation=dict(per_identity=2, copies=1), sampling=dict(steps=2, batch=6))), '--out', str(d/'out'), '--device', 'cpu']
+    experiment.hardware = lambda: 'here'
     experiment.write_figures = lambda *args: {}                  # seconds of every case
     experiment.toy_people = cached(experiment.toy_people)
     experiment.toy_pairs = cached(experiment.toy_pairs)
@@ -118,7 +119,7 @@ def cached(f):
     return remembered
 
 KINDS = {k[8:]: v for k, v in list(globals().items()) if k.startswith('hostile_')}
-SHARE = dict(generator=1., set=.7, run=.3)                     # of the cases; what takes longer is done less often
+SHARE = dict(generator=.65, set=.3, run=.05)                  # of the cases; what takes longer is done less often
 
 def hunt(name, cases, folder):
     "All cases of a kind; writes what is wrong to folder/NAME.json"
@@ -127,7 +128,7 @@ def hunt(name, cases, folder):
     from cemiface.data.toy import toy_faces
     d, codes, bad, slowest = folder/name, {}, [], 0
     d.mkdir()
-    os.environ['CEMIFACE_QUIET'] = '1'
+    os.environ['CEMIFACE_QUIET'], tempfile.tempdir = '1', str(d)
     os.fsync = lambda fd: None
     for k, face in enumerate(toy_faces(3, 1).images): save_image(face, d/'photos'/f'{k:06d}'/'000.png')
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): target, args, whole = KINDS[name](d)
@@ -175,7 +176,7 @@ def hunt(name, cases, folder):
 
 @pytest.mark.parametrize('name', KINDS)
 def test_folders(name, tmp_path, request):
-    cases = max(1, round(request.config.getoption('--fuzz')/20*SHARE[name]))
+    cases = max(1, round(request.config.getoption('--fuzz')/10*SHARE[name]))
     p = _forks.Process(target=hunt, args=(name, cases, tmp_path))
     p.start(); p.join(200+5*cases)
     if p.exitcode is None: p.kill(); pytest.fail('hangs')
@@ -183,3 +184,126 @@ def test_folders(name, tmp_path, request):
     facts = json.loads((tmp_path/f'{name}.json').read_text())
     print(name, facts)
     assert not facts['bad'] and facts['gigabytes'] < 2
+
+# Recipes: 2,000 texts, and every setting with what it must not be
+
+def hunt_recipes(cases, folder):
+    "Recipes whose values are odd: a sentence, or a recipe whose name is a plain one, and whose room was planned before anything is taken"
+    from cemiface.core import CemiFaceError
+    from cemiface.experiment.planning import check_room
+    from cemiface.recipe import ASSETS, in_toml, Inputs, load_recipe, recipe_keys, Recipe
+    resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000))
+    keys, bad, planned, before = recipe_keys(Recipe), [], 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    values = [*(str(o) for o in HUGE), '2020-01-01', '07:32:00', '1979-05-27T07:32:00Z', 'nan', 'inf', '-inf', '[]', '[nan]', '[1000000000]', '[[1]]', '{}',
+        '{a=1}', '""', '"../x"', '"/x"', '"a\\u0000"', 'true', '0x'+'f'*5000, '1'*400, '[2020-01-01]', 'none', '"'+'x'*300+'"']
+    for k in range(cases):
+        r = random.Random(f'recipe {k}')
+        chosen = [f'{r.choice(keys)}={r.choice(values)}' for _ in range(r.choice([1, 1, 2]))]
+        try:
+            recipe = load_recipe(r.choice(['toy', 'lfw-cpu', 'paper']), chosen)
+            assert (Path('runs')/recipe.name).resolve().parent == Path('runs').resolve() and '/' not in recipe.name
+            if recipe.faces.source == 'toy' and planned < cases/200: planned += 1; check_room(recipe, Inputs(assets=r.choice([None, str(ASSETS)])), 'nowhere', cpu=True)
+        except CemiFaceError as e:
+            if '\n' in str(e): bad.append(f'case {k}: {chosen} {str(e)[:200]!r}')
+        except BaseException as e: bad.append(f'case {k}: {[o[:80] for o in chosen]} {type(e).__name__} {str(e)[:200]}')
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/2**20
+    (folder/'recipes.json').write_text(json.dumps(dict(bad=bad[:20], planned=planned, gigabytes=round(grown, 2))))
+
+def test_recipes(tmp_path, request):
+    p = _forks.Process(target=hunt_recipes, args=(request.config.getoption('--fuzz'), tmp_path))
+    p.start(); p.join(600)
+    assert p.exitcode == 0
+    facts = json.loads((tmp_path/'recipes.json').read_text())
+    print(facts)
+    assert not facts['bad'] and facts['gigabytes'] < 1.5
+
+# Names
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=90) | st.sampled_from(['..', '.', '/', 'a/b', 'C:\\x', '../../x', '~', '-x', 'CON', 'a\0b']))
+def test_names_are_names(name):
+    from cemiface.core import CemiFaceError
+    from cemiface.recipe import changed, in_toml, load_recipe
+    with tempfile.TemporaryDirectory() as d:
+        try: recipe = changed(load_recipe('toy'), [f'name={in_toml(name)}'])
+        except CemiFaceError as e: assert '\n' not in str(e); return
+        at = Path(d)/recipe.name
+        at.mkdir()
+        assert [p.name for p in Path(d).iterdir()] == [recipe.name] and not recipe.name.startswith('.')
+
+# Arguments: every option of every verb
+
+def odd_values(option):
+    "Values that an option must survive"
+    return ['', ' ', '\0', 'nan', 'inf', '-1', '0', '1e400', '9'*30, '9'*5000, '../x', 'x'*300, '\udcff', 'é']
+
+def hunt_arguments(cases, folder):
+    "Call every verb with one odd value; what it needs besides is not there, so that nothing begins"
+    import argparse
+    from cemiface.cli import build_parser, main
+    verbs = next(o for o in build_parser()._actions if isinstance(o, argparse._SubParsersAction)).choices
+    bad, count = [], 0
+    os.chdir(folder)
+    quick = {'doctor', 'recipes', 'completion'}
+    for verb, parser in verbs.items():
+        needed = [x for o in parser._actions if o.required and o.option_strings for x in (o.option_strings[0], '3' if o.type and o.type is not str and 'number' in o.type.__name__ else 'nowhere')]
+        for option in parser._actions:
+            if not option.option_strings or option.nargs == 0: continue
+            values = odd_values(option)
+            if cases < 20000: values = random.Random(f'{verb} {option.dest}').sample(values, 4)
+            for value in values:
+                args, err, out = [verb, *needed, option.option_strings[-1], value], io.StringIO(), io.StringIO()
+                if verb in ('demo', 'bench', 'study', 'suggest-m'): args += ['-s', 'no.such=1'] if verb in ('demo', 'bench') else ['-r', 'nowhere']
+                count += 1
+                try:
+                    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(args)
+                    last = (err.getvalue().splitlines() or [''])[-1]
+                    if code != 2 and verb not in quick or code == 2 and not last.startswith('cemiface: '): bad.append(f'{args}: {code} {last[:200]}'[:400])
+                except BaseException as e: bad.append(f'{args}: {type(e).__name__} {str(e)[:200]}'[:400])
+    left = [p.name for p in folder.iterdir()]
+    (folder/'arguments.json').write_text(json.dumps(dict(bad=bad[:20], wrong=len(bad), count=count, left=left)))
+
+def test_arguments(tmp_path, request):
+    p = _forks.Process(target=hunt_arguments, args=(request.config.getoption('--fuzz'), tmp_path))
+    p.start(); p.join(300)
+    assert p.exitcode == 0
+    facts = json.loads((tmp_path/'arguments.json').read_text())
+    print(facts)
+    assert not facts['bad'] and not facts['left'] and facts['count'] > 500
+
+# Streams that are closed, full or of another encoding
+
+def run_shell(line, cwd, **env):
+    "A line of a shell in which $C is the command line"
+    env = {**os.environ, 'C': f'{sys.executable} -m cemiface.cli', **env}
+    r = subprocess.run(['bash', '-c', line], cwd=cwd, env=env, capture_output=True, text=True, timeout=100)
+    return r.returncode, r.stdout, r.stderr
+
+@pytest.mark.parametrize('line, code', [('$C recipes >/dev/full', 2), ('$C --help >/dev/full', 2), ('$C recipes >&-', 0), ('$C recipes 2>&-', 0),
+    ('$C recipes nope 2>&-', 2), ('$C recipes nope 2>/dev/full', 2), ('$C recipes nope <&- >&- 2>&-', 2), ('$C recipes | true; exit ${PIPESTATUS[0]}', 141)])
+@pytest.mark.parametrize('buffered', ['', '1'])
+def test_streams(tmp_path, line, code, buffered):
+    r = run_shell(line, tmp_path, PYTHONUNBUFFERED=buffered)
+    assert r[0] == code and 'Traceback' not in r[2] and r[2].count('\n') <= 1, r
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-16'])
+def test_encodings(tmp_path, encoding):
+    r = run_shell('$C recipes toy -s about="Zoł 臉" | wc -c; exit ${PIPESTATUS[0]}', tmp_path, PYTHONIOENCODING=encoding)
+    assert r[0] == 0 and int(r[1]) > 500 and not r[2], r
+    r = run_shell('$C recipes Zoł臉', tmp_path, PYTHONIOENCODING=encoding)
+    assert r[0] == 2, r
+
+def deaf(args, folder):
+    "A verb whose standard error is closed"
+    os.chdir(folder)
+    os.close(2); sys.stderr = None
+    from cemiface.cli import main
+    sys.exit(main(args))
+
+def test_work_is_not_lost_where_nobody_listens(tmp_path):
+    args = ['generate', '--inquiries', 'synthetic', '--identities', '2', '--per-identity', '1', '--steps', '2', '--threshold', '1', '--device', 'cpu',
+        '--m', '.5', '--out', 'out', '--generator', 'toy', '--batch', '0']
+    p = _forks.Process(target=deaf, args=(args, tmp_path))
+    p.start(); p.join(100)
+    assert p.exitcode == 0
+    finite_faces(tmp_path/'out')

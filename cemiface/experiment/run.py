@@ -243,7 +243,10 @@ def load_or_choose_inquiries(
         write_inquiries(faces[rows], home)
         return rows
     rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n), choose)
-    return FaceSet.from_folder(home, r.faces.size).subset(range(len(rows)))
+    kept = FaceSet.from_folder(home, r.faces.size)
+    if len(kept) >= len(rows): return kept.subset(range(len(rows)))
+    raise CemiFaceError(f'{home} lacks {len(rows)-len(kept)} of its {len(rows)} faces; delete '
+                        f'{ctx.folder.marker("inquiries")} and that folder, and they are chosen again')
 
 def inquiry_rows(
     ctx, # Context of a run whose inquiries are chosen

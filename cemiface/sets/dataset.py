@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Layout', 'layout_of', 'face_file', 'numbers_of', 'face_record', 'deciding_settings', 'is_number', 'numbered_rows',
            'is_line', 'faces_on_disk', 'in_batches', 'my_batches', 'merge_manifests', 'embed_alone', 'drawn_batches',
-           'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set', 'make_set', 'part_of',
+           'write_faces', 'resolve_for_folder', 'open_set', 'all_there', 'write_set', 'read_set', 'make_set', 'part_of',
            'real_subset', 'forget_identities', 'nearest_face', 'screening_record', 'numbered_inquiries',
            'make_screened_set']
 
@@ -167,17 +167,17 @@ def faces_on_disk(
     for manifest in sorted(out.glob('manifest*.jsonl')):
         for _, row in numbered_rows(manifest, mend=True):
             identity, index = row['identity'], row['index']
-            place = layout.place(identity, index)
-            if place is None: continue
-            if row.get('inquiry') != sources[identity]:
+            file, place = face_file(Path(), identity, index, image_format), layout.place(identity, index)
+            if place is not None and row.get('inquiry') != sources[identity]:
                 raise CemiFaceError(f'{out} holds another set: its identity {identity} has another inquiry; '
                                     'choose another folder')
-            if record and not is_line(row, record):
+            if row.get('file') != file.as_posix() or record and place is not None and not is_line(row, record):
                 raise CemiFaceError(f'{manifest} is damaged: the line of identity {identity}, index {index} was changed; '
                                     'remove it, and its face is drawn anew')
-            have[place] = face_file(out, identity, index, image_format).exists()
+            if place is not None: have[place] = (out/file).exists()
     return have
 
+# %% ../../nbs/41_sets.dataset.ipynb #n5714913
 def in_batches(
     places:np.ndarray, # places to be drawn, (k,)
     batch:int, # faces of a batch
@@ -299,6 +299,16 @@ def open_set(
     with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
     return folder, request, settings
 
+# %% ../../nbs/41_sets.dataset.ipynb #n5734963
+def all_there(
+    out:Path, # folder of the set
+    layout:Layout, # of the set
+    image_format:str, # png or jpg
+)->bool:
+    "Whether no face of a finished set was taken away; what is absent is drawn again"
+    wanted = ((identity, k) for identity, count in enumerate(layout.counts.tolist()) for k in range(count))
+    return all(face_file(out, *who, image_format).exists() for who in wanted)
+
 # %% ../../nbs/41_sets.dataset.ipynb #c027
 def write_set(
     pipe:CemiFacePipeline, # generator
@@ -313,7 +323,7 @@ def write_set(
     sources = [dict(path=file, sha256=sha256_file(Path(inquiries.root)/file)) if count else None
                for file, count in zip(inquiries.files, layout.counts)]
     key = fingerprint(settings, layout.counts, sources)
-    if folder.done('faces', key): return layout
+    if folder.done('faces', key) and all_there(out, layout, image_format): return layout
     def record(identity, index, similarity):
         return face_record(identity, index, similarity, request, sources[identity], image_format)
     with ranks.main_process_first(): have = faces_on_disk(out, layout, sources, image_format, record)
