@@ -130,6 +130,7 @@ class Verb:
     one_of:str = ''                  # names of options of which exactly one must be given
     special:dict = field(default_factory=dict)   # name -> what differs from OPTIONS
 
+# %% ../nbs/82_cli.ipynb #n3651977
 COMMON, LAB = 'device precision', 'faces identity_encoder judge pairs images inquiries out'
 
 EID = '--identity-encoder eid.safetensors'
@@ -218,10 +219,12 @@ class Parser(argparse.ArgumentParser):
         "Raises CemiFaceError with the message, and where help is"
         raise CemiFaceError(f'{message}; see {self.prog} --help')
 
+# %% ../nbs/82_cli.ipynb #n8749018
 def wide_help(prog):
     "Help with most options on one line each"
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34)
 
+# %% ../nbs/82_cli.ipynb #n7434229
 def add_option(parser, name, special, **more):
     "Add an option by its name"
     flags = [name] if name in POSITIONAL else FLAGS.get(name, [f'--{name.replace("_", "-")}'])
@@ -262,6 +265,7 @@ def completions(
         words[verb] = about[verb], options
     return words
 
+# %% ../nbs/82_cli.ipynb #n5989242
 def fish_script(
     words:dict, # from completions
 ):
@@ -273,6 +277,7 @@ def fish_script(
             line = f"complete -c cemiface -n '__fish_seen_subcommand_from {verb}' {flags} -d '{text.replace(chr(39), '')}'"
             yield f"{line} -xa '{' '.join(values)}'" if values else line
 
+# %% ../nbs/82_cli.ipynb #n7713692
 BASH = """_cemiface() {
   local cur="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}" prev="${COMP_WORDS[COMP_CWORD-1]}" all=""
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "VERBS --help --version" -- "$cur")); return; fi

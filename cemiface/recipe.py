@@ -57,6 +57,7 @@ def recipe_keys(
         else: keys.append(prefix+f.name)
     return keys
 
+# %% ../nbs/01_recipe.ipynb #n7271821
 def nearest_key(
     key:str, # as it was written
     keys:list[str], # the valid ones
@@ -74,6 +75,7 @@ TYPE_WORDS = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true
     type(None): '"none"'}
 LIST_WORDS = {int: 'a list of whole numbers', float: 'a list of numbers', str: 'a list of texts'}
 
+# %% ../nbs/01_recipe.ipynb #n4689399
 def type_in_words(
     hint, # type hint of a setting
 )->str:
@@ -83,6 +85,7 @@ def type_in_words(
     if origin in (list, tuple) and args: return LIST_WORDS[args[0]]
     return TYPE_WORDS[origin]
 
+# %% ../nbs/01_recipe.ipynb #n0620779
 def cast(
     value, # as TOML gives it
     hint, # type hint of its setting
@@ -176,6 +179,7 @@ def load_toml(
     d.pop('format_version', None)
     return d
 
+# %% ../nbs/01_recipe.ipynb #n1981428
 def toml_value(
     text:str, # right-hand side of key=value
 ):
@@ -184,6 +188,7 @@ def toml_value(
     except (ValueError, RecursionError): return text.strip()
     return d['v'] if len(d) == 1 else text.strip()
 
+# %% ../nbs/01_recipe.ipynb #n1847554
 def apply_overrides(
     d:dict, # a recipe as TOML gives it; left as it is
     sets:list[str], # 'section.key=value' each, the later one wins
@@ -213,6 +218,7 @@ def none_to_text(
     if isinstance(value, list): return [none_to_text(v) for v in value]
     return 'none' if value is None else value
 
+# %% ../nbs/01_recipe.ipynb #n6915171
 def to_toml(
     recipe, # dataclass or dict
 )->str:
@@ -228,6 +234,7 @@ class FacesConfig:
     size:int = setting(24, 'side of the images, pixels', lo=8, hi=1024)
     max_bad:float = setting(.01, 'fraction of unreadable files that is accepted', lo=0, hi=1)
 
+# %% ../nbs/01_recipe.ipynb #n9268776
 @dataclass
 class ToyConfig:
     "The people of a toy run (section `toy` of a recipe)"
@@ -248,6 +255,7 @@ class ScheduleConfig:
     prediction_type:str = setting('epsilon', 'what the network predicts; the paper has epsilon',
         choices=['epsilon', 'v_prediction'])
 
+# %% ../nbs/01_recipe.ipynb #n8569180
 @dataclass
 class ConditionConfig:
     "The condition (section `condition` of a recipe)"
@@ -260,6 +268,7 @@ class ConditionConfig:
     dropout:float = setting(0., 'fraction of training faces whose condition is dropped to the learned null',
         lo=0, hi=1)
 
+# %% ../nbs/01_recipe.ipynb #n1375663
 @dataclass
 class UNetConfig:
     "The denoiser (section `unet` of a recipe)"
@@ -282,6 +291,7 @@ class LossConfig:
     distance:str = setting('squared', 'how the gap to the target similarity is measured',
         choices=['squared', 'absolute', 'euclidean'])
 
+# %% ../nbs/01_recipe.ipynb #n4822389
 CONTROLS = ('scalar', 'sphere', 'both')
 
 PRECISIONS = ['no', 'bf16', 'fp16', 'auto']
@@ -321,6 +331,7 @@ class TrainingConfig:
     checkpoint_minutes:float = setting(2., 'minutes between checkpoints', lo=0)
     tracker:str = setting('none', 'an Accelerate tracker', choices=['none', 'tensorboard', 'wandb'])
 
+# %% ../nbs/01_recipe.ipynb #n8024632
 @dataclass
 class GeneratorParts:
     "The sections of a recipe that make a generator, and its seed"
@@ -344,6 +355,7 @@ class InquiryConfig:
                               'ask', above=-1, hi=1)
     drawn:int = setting(20_000, 'faces drawn to choose from, when synthetic', lo=2)
 
+# %% ../nbs/01_recipe.ipynb #n8108614
 @dataclass(frozen=True)
 class SamplingConfig:
     "How a face is drawn (section `sampling` of a recipe)"
@@ -360,6 +372,7 @@ class SamplingConfig:
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')
 
+# %% ../nbs/01_recipe.ipynb #n3025575
 @dataclass
 class GenerationConfig:
     "How many faces a set holds, and their format (section `generation` of a recipe)"
@@ -372,6 +385,7 @@ IR_NAMES = [f'{kind}{layers}' for kind in ('ir', 'irse', 'iresnet') for layers i
 ARCHITECTURES = ['toy', 'mobilefacenet', 'mobilefacenet-relu6', 'mobilefacenet-casia', *IR_NAMES, 'ir101',
     'irse101']
 
+# %% ../nbs/01_recipe.ipynb #n1857213
 @dataclass
 class CosFaceConfig:
     "How a recogniser is trained (sections `recogniser` and `identity_encoder` of a recipe)"
@@ -424,6 +438,7 @@ def volume_counts(
                             '"20000x50+40000x5"')
     return np.concatenate([np.full(n, k) for n, k in counts])
 
+# %% ../nbs/01_recipe.ipynb #n2617885
 @dataclass
 class StudyConfig:
     "Which sets are made and compared (section `study` of a recipe)"
@@ -478,10 +493,12 @@ class Recipe:
 PACKAGE = Path(__file__).parent if '__file__' in globals() else Path('../cemiface').resolve()
 ASSETS = PACKAGE/'assets'/'toy'
 
+# %% ../nbs/01_recipe.ipynb #n8241295
 def recipes()->dict[str, Path]: # name -> file
     "The shipped recipes"
     return {p.stem: p for p in sorted((PACKAGE/'recipes').glob('*.toml'))}
 
+# %% ../nbs/01_recipe.ipynb #n0923233
 def read_with_base(
     path:Path, # of a recipe
 )->dict:
@@ -497,6 +514,7 @@ def read_with_base(
         merged[key] = merged[key] | value if both else value
     return merged
 
+# %% ../nbs/01_recipe.ipynb #n9987117
 def load_recipe(
     name:str|Path, # a shipped name, or the path of a TOML file
     sets:list[str]=(), # overrides, `section.key=value`
@@ -508,6 +526,7 @@ def load_recipe(
     path = shipped.get(str(name), Path(name))
     return from_dict(Recipe, apply_overrides(read_with_base(path), list(sets)), path.name)
 
+# %% ../nbs/01_recipe.ipynb #n8480880
 def changed(
     recipe:Recipe, # left as it is
     sets, # 'section.key=value' each

@@ -22,6 +22,7 @@ def overrides(
     sections = ('training', 'sampling') if a.precision else ()
     return [*(a.sets or []), *(f'{section}.precision="{a.precision}"' for section in sections)]
 
+# %% ../nbs/81_verbs.ipynb #n0272284
 def on_cpu(
     a, # parsed arguments
 )->bool:
@@ -31,12 +32,14 @@ def on_cpu(
         raise CemiFaceError('--device cuda: torch finds no GPU here; use --device cpu')
     return a.device == 'cpu'
 
+# %% ../nbs/81_verbs.ipynb #n3859575
 def device_of(
     a, # parsed arguments
 )->str|None: # None: the accelerator, where there is one
     "Where to compute"
     return 'cpu' if on_cpu(a) else 'cuda' if a.device == 'cuda' else None
 
+# %% ../nbs/81_verbs.ipynb #n8290515
 def inputs_of(
     a, # parsed arguments
     assets:str|None=None, # folder of networks that were trained before
@@ -44,6 +47,7 @@ def inputs_of(
     "The user's files"
     return Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries, assets)
 
+# %% ../nbs/81_verbs.ipynb #n8938770
 def open_faces(
     path, # folder, .rec or tars; None where there are none
     size:int, # side in pixels
@@ -53,6 +57,7 @@ def open_faces(
     from cemiface.data.faces import FaceSet
     return FaceSet.open(path, size, max_bad) if path else None
 
+# %% ../nbs/81_verbs.ipynb #n8004858
 def recipe_and_faces(
     a, # parsed arguments
 ):
@@ -71,6 +76,7 @@ def do_run(a):
     check_room(recipe, inputs, out, on_cpu(a))
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
 
+# %% ../nbs/81_verbs.ipynb #n5018062
 def plan_run(a, recipe, inputs):
     "The resolved recipe; with photos, also what its run takes, after a trial of every stage"
     if not a.faces: return recipe, to_toml(recipe).rstrip()
@@ -78,6 +84,7 @@ def plan_run(a, recipe, inputs):
     plan = dry_run(recipe, inputs, a.rates and read_json(a.rates, 'table of rates'), on_cpu(a), a.processes)
     return plan, plan_table(plan)
 
+# %% ../nbs/81_verbs.ipynb #n1059877
 def do_demo(a):
     "The toy recipe"
     from cemiface.experiment.planning import check_room
@@ -90,6 +97,7 @@ def do_demo(a):
     check_room(recipe, Inputs(assets=None if a.from_scratch else str(ASSETS)), out, on_cpu(a))
     return finished_run(demo(out, a.seeds, a.from_scratch, overrides(a), on_cpu(a)), out)
 
+# %% ../nbs/81_verbs.ipynb #n2723032
 def finished_run(results, out):
     "Results and their table, and where the pictures are"
     from cemiface.experiment.report import results_table
@@ -116,6 +124,7 @@ def do_train_generator(a):
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
+# %% ../nbs/81_verbs.ipynb #n9146379
 def do_train_recogniser(a):
     "A recogniser from labelled faces"
     from cemiface.recognition.training import train_recogniser
@@ -137,12 +146,14 @@ def sampling_of(
     given = {k: v for k, v in given.items() if v is not None}
     return from_dict(SamplingConfig, given, 'the arguments')
 
+# %% ../nbs/81_verbs.ipynb #n7844408
 def open_generator(a):
     "The generator, on its device"
     from cemiface.generator.pipeline import load_generator
     pipe = load_generator(a.generator)
     return pipe.to(device_of(a) or pipe.device)
 
+# %% ../nbs/81_verbs.ipynb #n9561757
 def open_screen(a):
     "What --max-leakage asks for, or None"
     from cemiface.analysis.leakage import Screen
@@ -172,6 +183,7 @@ def candidate_pictures(a, pipe, sampling):
     if a.inquiries == 'synthetic': return draw_unconditional(pipe, 4*a.identities, a.seed, sampling)
     return open_faces(a.inquiries, pipe.size).images
 
+# %% ../nbs/81_verbs.ipynb #n0596448
 def chosen_pictures(a, pipe, pictures, limit):
     "Inquiries unlike each other; raises CemiFaceError where they are too few"
     from cemiface.encoders.pretrained import embed
@@ -258,6 +270,7 @@ def verification_text(
     rates = [f'TAR {100*v:.2f}% at FAR {far}' for far, v in r['tar_at_far'].items()]
     return f'{r["name"]}: {", ".join([text, *rates])}'
 
+# %% ../nbs/81_verbs.ipynb #n7181844
 def do_verify(a):
     "Verification accuracy on pair sets"
     from cemiface.data.faces import PairSet
@@ -303,18 +316,21 @@ def packed_text(facts):
     counts = [f'{facts[k]:,} {k}' for k in ('images', 'identities', 'pairs') if k in facts]
     return f'{facts["out"]}: {", ".join(counts)}'
 
+# %% ../nbs/81_verbs.ipynb #n3838965
 def do_pack(a):
     "A set as one file"
     from cemiface.data.packed import pack
     facts = pack(a.source, a.to, a.pairs, a.copies, a.inquiries)
     return facts, packed_text(facts)
 
+# %% ../nbs/81_verbs.ipynb #n5348088
 def do_unpack(a):
     "A packed set as a folder"
     from cemiface.data.packed import unpack
     facts = unpack(a.source, a.to)
     return facts, packed_text(facts)
 
+# %% ../nbs/81_verbs.ipynb #n7909527
 def do_align(a):
     "Raw photos to aligned faces"
     from cemiface.data.align import align_folder, AlignRules, DetectedFaces, ListedFaces
@@ -337,6 +353,7 @@ def lab_of(a):
     check_room(recipe, inputs, out, on_cpu(a))
     return recipe, out, inputs
 
+# %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
     "Tables and figures"
     from cemiface.experiment.beyond import choose_studies
@@ -353,6 +370,7 @@ def do_study(a):
     results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a))
     return dict(studies=results), f'{studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
+# %% ../nbs/81_verbs.ipynb #n5351351
 def do_suggest_m(a):
     "The m at which a set is like real photos"
     from cemiface.experiment.beyond import suggest_m
@@ -361,6 +379,7 @@ def do_suggest_m(a):
     by = ', '.join(f'{k} {v["m"]:.2f}' for k, v in found['by'].items())
     return found, f'm = {found["m"]:.2f} on the sphere{where}; by {by}'
 
+# %% ../nbs/81_verbs.ipynb #n1152501
 def do_bench(a):
     "Speed of this machine"
     from cemiface.experiment.bench import bench, bench_table, cost_curves, sized, write_costs
@@ -396,12 +415,14 @@ def data_sets(
         if files or people: found.append(dict(path=str(d), files=sorted(files), folders=people))
     return found
 
+# %% ../nbs/81_verbs.ipynb #n1811812
 def in_gb(
     free:int, total:int, # bytes
 )->dict:
     "Free and total memory, in GB"
     return dict(free_gb=round(free/1e9, 1), total_gb=round(total/1e9, 1))
 
+# %% ../nbs/81_verbs.ipynb #n0891967
 def doctor(
     data:str|Path='data', # folder of face sets
 )->dict: # versions, hardware, threads, gpus, memory and disk in GB, data, runs: recipe -> where

@@ -65,6 +65,7 @@ class Layout:
         wanted = identity < len(self.counts) and index < self.counts[identity]
         return int(self.ends[identity]-self.counts[identity]+index) if wanted else None
 
+# %% ../../nbs/41_sets.dataset.ipynb #n8705483
 def layout_of(
     request:SetRequest, # per_identity
     identities:int, # number of inquiries
@@ -131,6 +132,7 @@ def is_number(
     "Whether it can be the number of an identity or of a face"
     return type(value) is int and 0 <= value < 2**63
 
+# %% ../../nbs/41_sets.dataset.ipynb #n9126839
 def numbered_rows(
     manifest:Path, # manifest.jsonl, or a part of it
     mend:bool=False, # cut off a torn last line
@@ -185,6 +187,7 @@ def in_batches(
     "Places cut into batches, of which the last may be shorter"
     return [places[i:i+batch] for i in range(0, len(places), batch)]
 
+# %% ../../nbs/41_sets.dataset.ipynb #n7361852
 def my_batches(
     places:np.ndarray, # places to be drawn, (k,)
     batch:int, # faces of a batch
@@ -227,6 +230,7 @@ def embed_alone(
     with workers(encoder.device) as each: parts = [*each(embed_from, range(0, len(padded), batch))]
     return np.concatenate(parts)[:len(images)]
 
+# %% ../../nbs/41_sets.dataset.ipynb #n0076174
 def drawn_batches(
     pipe:CemiFacePipeline, # generator, on its device
     inquiries:FaceSet, # one face per identity
@@ -286,6 +290,7 @@ def resolve_for_folder(
     batch = broadcast_object_list([request.sampling.batch])[0]
     return replace(request, sampling=replace(request.sampling, batch=batch))
 
+# %% ../../nbs/41_sets.dataset.ipynb #n7184432
 def open_set(
     pipe:CemiFacePipeline, # generator
     request:SetRequest, # as asked
@@ -336,6 +341,7 @@ def write_set(
     ranks.wait_for_everyone()
     return layout
 
+# %% ../../nbs/41_sets.dataset.ipynb #n2575954
 def read_set(
     out:Path, # folder of the set
     layout:Layout, # which faces are wanted
@@ -382,6 +388,7 @@ def part_of(
     inside = index < most[identity]
     return faces if inside.all() else faces.subset(np.flatnonzero(inside))
 
+# %% ../../nbs/41_sets.dataset.ipynb #n9966126
 def real_subset(
     faces:FaceSet, # labelled photos
     images:int, # how many to take
@@ -413,6 +420,7 @@ def forget_identities(
     for folder in (out, inquiries_at):
         for identity in gone: shutil.rmtree(folder/f'{identity:06d}', ignore_errors=True)
 
+# %% ../../nbs/41_sets.dataset.ipynb #n6684853
 def nearest_face(
     screen, # cosine and name of the nearest training photo of each face
     out:Path, # folder of the set
@@ -428,6 +436,7 @@ def nearest_face(
     file = files[k].relative_to(out).as_posix()
     return dict(identity=identity, what='face', file=file, cosine=float(cosines[k]), nearest=photos[k])
 
+# %% ../../nbs/41_sets.dataset.ipynb #n1986269
 def screening_record(
     out:Path, # folder of the set
     screen, # with settings
