@@ -457,7 +457,7 @@ def check_name(
     name:str, # of a file or folder to make
 ):
     "Raises CemiFaceError for what is no plain name of a file: it must not lead to another folder, or be hidden"
-    if re.fullmatch(r'[^\W_][\w .+,@()-]{0,79}', name) and name == name.strip(' .'): return
+    if re.fullmatch(r'[^\W_][\w .+-]{0,79}', name) and name == name.strip(' .'): return
     raise CemiFaceError(f'{key} = {in_toml(name[:100])} is no plain file name; use at most 80 letters, digits, '
                         'blanks and ._-+')
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import _forks, contents, root, sets
-from hypothesis import given, HealthCheck, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import Hang, mutate, watch
 
@@ -101,8 +101,7 @@ def hostile_set(d):
 def hostile_run(d):
     from cemiface.cli import main
     import cemiface.experiment.run as experiment
-    args = ['demo', *sets(dict(study=dict(scalar=[1], sphere=[]), toy=dict(candidates=30, test_identities=40, test_pairs=200, identities=20, per_identity=4), recogniser=dict(epochs=1, batch=16),
-        inquiries=dict(identities=3, threshold=.99), generation=dict(per_identity=2, copies=1), sampling=dict(steps=2, batch=6))), '--out', str(d/'out'), '--device', 'cpu']
+    args = ['demo', *sets(small), '--out', str(d/'out'), '--device', 'cpu']
     experiment.hardware = lambda: 'here'
     experiment.write_figures = lambda *args: {}                  # seconds of every case
     experiment.toy_people = cached(experiment.toy_people)
@@ -118,8 +117,13 @@ def cached(f):
         return known[args]
     return remembered
 
+# A run of seconds, one set only
+small = dict(toy=dict(identities=20, per_identity=4, candidates=30, test_identities=40, test_pairs=200), study=dict(scalar=[1], sphere=[]),
+    recogniser=dict(epochs=1, batch=16), inquiries=dict(identities=3, threshold=.99), generation=dict(per_identity=2, copies=1),
+    sampling=dict(steps=2, batch=6))
+
 KINDS = {k[8:]: v for k, v in list(globals().items()) if k.startswith('hostile_')}
-SHARE = dict(generator=.65, set=.3, run=.05)                  # of the cases; what takes longer is done less often
+SHARE = dict(generator=.78, set=.2, run=.02)                  # of the cases; what takes longer is done less often
 
 def hunt(name, cases, folder):
     "All cases of a kind; writes what is wrong to folder/NAME.json"
@@ -172,7 +176,8 @@ def hunt(name, cases, folder):
         shutil.copytree(keep, target)
         if inquiries.exists(): shutil.copytree(inquiries, d/'out.inquiries')
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-peak)/2**20
-    (folder/f'{name}.json').write_text(json.dumps(dict(codes=codes, seconds=round(time.process_time()-begun, 1), bad=[*bad[:20], *seen[:5]], count=len(bad), slowest=round(slowest, 1), gigabytes=round(grown, 2))))
+    facts = dict(codes=codes, seconds=round(time.process_time()-begun, 1), bad=[*bad[:20], *seen[:5]], count=len(bad))
+    (folder/f'{name}.json').write_text(json.dumps(facts|dict(slowest=round(slowest, 1), gigabytes=round(grown, 2))))
 
 @pytest.mark.parametrize('name', KINDS)
 def test_folders(name, tmp_path, request):
@@ -191,7 +196,7 @@ def hunt_recipes(cases, folder):
     "Recipes whose values are odd: a sentence, or a recipe whose name is a plain one, and whose room was planned before anything is taken"
     from cemiface.core import CemiFaceError
     from cemiface.experiment.planning import check_room
-    from cemiface.recipe import ASSETS, in_toml, Inputs, load_recipe, recipe_keys, Recipe
+    from cemiface.recipe import Inputs, load_recipe, recipe_keys, Recipe
     resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000))
     keys, bad, planned, before = recipe_keys(Recipe), [], 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     values = [*(str(o) for o in HUGE), '2020-01-01', '07:32:00', '1979-05-27T07:32:00Z', 'nan', 'inf', '-inf', '[]', '[nan]', '[1000000000]', '[[1]]', '{}',
@@ -202,7 +207,9 @@ def hunt_recipes(cases, folder):
         try:
             recipe = load_recipe(r.choice(['toy', 'lfw-cpu', 'paper']), chosen)
             assert (Path('runs')/recipe.name).resolve().parent == Path('runs').resolve() and '/' not in recipe.name
-            if recipe.faces.source == 'toy' and planned < cases/200: planned += 1; check_room(recipe, Inputs(assets=r.choice([None, str(ASSETS)])), 'nowhere', cpu=True)
+            if recipe.faces.source == 'toy' and planned < cases/200:
+                planned += 1
+                check_room(recipe, Inputs(assets=r.choice([None, str(ASSETS)])), 'nowhere', cpu=True)
         except CemiFaceError as e:
             if '\n' in str(e): bad.append(f'case {k}: {chosen} {str(e)[:200]!r}')
         except BaseException as e: bad.append(f'case {k}: {[o[:80] for o in chosen]} {type(e).__name__} {str(e)[:200]}')
@@ -219,13 +226,18 @@ def test_recipes(tmp_path, request):
 
 # Names
 
+@pytest.fixture(scope='module')
+def toy():
+    from cemiface.recipe import load_recipe
+    return load_recipe('toy')
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=90) | st.sampled_from(['..', '.', '/', 'a/b', 'C:\\x', '../../x', '~', '-x', 'CON', 'a\0b']))
-def test_names_are_names(name):
+def test_names_are_names(toy, name):
     from cemiface.core import CemiFaceError
-    from cemiface.recipe import changed, in_toml, load_recipe
+    from cemiface.recipe import changed, in_toml
     with tempfile.TemporaryDirectory() as d:
-        try: recipe = changed(load_recipe('toy'), [f'name={in_toml(name)}'])
+        try: recipe = changed(toy, [f'name={in_toml(name)}'])
         except CemiFaceError as e: assert '\n' not in str(e); return
         at = Path(d)/recipe.name
         at.mkdir()
@@ -246,7 +258,9 @@ def hunt_arguments(cases, folder):
     os.chdir(folder)
     quick = {'doctor', 'recipes', 'completion'}
     for verb, parser in verbs.items():
-        needed = [x for o in parser._actions if o.required and o.option_strings for x in (o.option_strings[0], '3' if o.type and o.type is not str and 'number' in o.type.__name__ else 'nowhere')]
+        needed = []
+        for o in parser._actions:
+            if o.required and o.option_strings: needed += [o.option_strings[0], '3' if 'number' in o.type.__name__ else 'nowhere']
         for option in parser._actions:
             if not option.option_strings or option.nargs == 0: continue
             values = odd_values(option)
@@ -307,3 +321,75 @@ def test_work_is_not_lost_where_nobody_listens(tmp_path):
     p.start(); p.join(100)
     assert p.exitcode == 0
     finite_faces(tmp_path/'out')
+
+# Interrupted at any verb
+
+def verbs_of(finished, dev):
+    "A good call of the verbs that write or compute, but for `run` and `generate`, which test_kills.py and test_resume.py stop"
+    train = ['--faces', finished.faces, '-r', 'toy', *sets(), '--out', 'new']
+    return dict(recogniser=['train-recogniser', *train], generator=['train-generator', '--identity-encoder', finished.encoder, *train],
+        pack=['pack', '--from', finished.faces, '--to', 'new.rec'], unpack=['unpack', '--from', 'set.tar', '--to', 'new'],
+        analyse=['analyse', '--faces', finished.faces, '--judge', finished.judge],
+        verify=['verify', '--encoder', finished.encoder, '--pairs', dev/'pairs.txt', '--images', dev/'images'],
+        calibrate=['calibrate', '--generator', 'G', '--judge', finished.judge, '--faces', finished.inquiries, '--per-face', 1, '--steps', 1, '--limit', 3])
+
+@pytest.mark.parametrize('sig, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('verb', ['recogniser', 'generator', 'pack', 'unpack', 'analyse', 'verify', 'calibrate'])
+def test_interrupted(start, finished, dev, tmp_path, request, verb, sig, code):
+    often = (verb, code) in (('recogniser', 130), ('pack', 143), ('analyse', 130))
+    if not often and request.config.getoption('--kills') < 50: pytest.skip('only with --kills 50')
+    args = verbs_of(finished, dev)[verb]
+    shutil.copytree(finished.generator, tmp_path/'G')
+    if verb == 'unpack': assert start('pack', '--from', finished.faces, '--to', 'set.tar').wait().code == 0
+    places = dict(analyse=('open', r'/000003/00'), verify=('open', r'/Zo'), unpack=('open', r'/000002/001'), pack=('open', r'/000002/001'))
+    event, pattern = places.get(verb, ('os.rename', '.cemiface-new'))
+    r = start(*args, stop=dict(event=event, pattern=pattern, nth=1, sig=sig)).wait()
+    assert r.code == code and r.out == '' and 'Traceback' not in r.err and r.err.splitlines()[-1].startswith('cemiface: '), r
+    assert not [k for k in contents(tmp_path) if '.cemiface-' in k] and not (tmp_path/'new.rec').exists()
+    r = start(*args).wait()
+    assert r.code == 0, r
+
+# Two that write into one folder, and one who must not
+
+def test_two_runs_at_once(start, tmp_path, request):
+    if request.config.getoption('--kills') < 50: pytest.skip('only with --kills 50')
+    args = ['demo', *sets(small), '--device', 'cpu', '--out']
+    both = [start(*args, 'out') for _ in range(2)]
+    ends = [c.wait() for c in both]
+    assert all(r.code in (0, 2) and 'Traceback' not in r.err for r in ends), ends
+    assert start(*args, 'out').wait().code == 0 and start(*args, 'alone').wait().code == 0
+    sets_of = lambda name: {k: v for k, v in contents(tmp_path/name/'sets').items() if k.endswith(('.png', '.jsonl'))}
+    assert sets_of('out') == sets_of('alone')
+    assert not [k for k in contents(tmp_path) if '.cemiface-' in k]
+
+def as_nobody(args, folder, answer):
+    "A verb by somebody who may not write"
+    out = open(answer, 'w')
+    if os.getuid() == 0: os.setgid(65534); os.setuid(65534)
+    os.chdir(folder)
+    from cemiface.cli import main
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err): code = main(args)
+    out.write(json.dumps([code, err.getvalue()])); out.close()
+
+def test_read_only_folders(finished, tmp_path):
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        for name, at in (('faces', finished.faces), ('G', finished.generator), ('photos', finished.inquiries), ('net', finished.encoder)):
+            shutil.copytree(at, d/name)
+        (d/'set').mkdir()
+        calls = [['pack', '--from', 'faces', '--to', 'set/x.rec'], ['train-recogniser', '--faces', 'faces', '-r', 'toy', *sets(), '--out', 'set/new'],
+            ['generate', '--generator', 'G', '--inquiries', 'photos', '--identities', '2', '--m', '0', '--steps', '1', '--threshold', '1', '--out', 'set/new'],
+            ['calibrate', '--generator', 'G', '--judge', 'toy-judge', '--faces', 'photos', '--per-face', '1', '--steps', '1', '--batch', '8'],
+            ['demo', '--out', 'set/new', *sets(dict(toy=dict(candidates=30)))]]
+        for p in [d, *d.rglob('*')]: p.chmod(0o555 if p.is_dir() else 0o444)
+        try:
+            before = contents(d)
+            for args in calls:
+                p = _forks.Process(target=as_nobody, args=(args, d, tmp_path/'answer'))
+                p.start(); p.join(100)
+                code, err = json.loads((tmp_path/'answer').read_text())
+                assert code == 2 and 'Traceback' not in err and 'no permission' in err.splitlines()[-1], (args, code, err)
+                assert contents(d) == before
+        finally:
+            for p in [d, *d.rglob('*')]: p.chmod(0o755)
