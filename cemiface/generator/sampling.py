@@ -150,13 +150,13 @@ def slice_size(
 # %% ../../nbs/36_generator.sampling.ipynb #n3036221
 def face_similarity(
     e:Tensor, # embeddings of the inquiries, (b,D)
-    faces:Tensor, # uint8 (b,3,h,w)
+    faces:Tensor, # (b,3,h,w) in [-1,1]
     encoder, # FaceEncoder
 )->Tensor: # (b,); NaN for an image of one colour, and where there is no embedding to compare with
     "The cosine of each face to its inquiry"
-    flat, x = faces.flatten(2), to_float(faces)
+    flat = faces.flatten(2)
     blank = (flat == flat[..., :1]).all(2).all(1) | (e == 0).all(1)
-    return F.cosine_similarity(e, encoder(x).float()).masked_fill(blank, float('nan'))
+    return F.cosine_similarity(e, encoder(faces).float()).masked_fill(blank, float('nan'))
 
 # %% ../../nbs/36_generator.sampling.ipynb #c029
 def draw_slice(
@@ -176,7 +176,7 @@ def draw_slice(
             u = u @ torch.as_tensor(request.directions, dtype=u.dtype, device=device).T
         given, m = apply_control(e, m, request.control, u)
     faces = to_uint8(sample(pipe, given, m, [face_rng(seed, *w, device) for w in who], sampling, drop))
-    return faces.cpu(), face_similarity(e, faces, pipe.identity_encoder).cpu()
+    return faces.cpu(), face_similarity(e, to_float(faces), pipe.identity_encoder).cpu()
 
 def draw_batch(
     pipe, # CemiFacePipeline; a copy made by for_sampling is faster
