@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'hardware', 'default_device', 'processes', 'resolve_precision', 'try_compile', 'workers',
-           'slices_of', 'reset_peak', 'peak_memory', 'kept_bytes']
+           'slices_of', 'reset_peak', 'peak_memory', 'kept_bytes', 'planned', 'container_memory', 'limited_memory',
+           'free_memory', 'free_disk', 'in_words', 'require_room']
 
 # %% ../nbs/02_runtime.ipynb #cc8033b9
 import contextlib
@@ -12,6 +13,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from accelerate.state import PartialState
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .core import log
+from .core import CemiFaceError, log
 
 # %% ../nbs/02_runtime.ipynb #c46c3aec
 def seed_everything(
@@ -146,3 +150,75 @@ def kept_bytes(
             result = call(n)                                 # alive while the sizes are added
         return result is not None and sum(sizes.values())
     with FakeTensorMode(allow_non_fake_inputs=True): return saved(3)-saved(2)
+
+# %% ../nbs/02_runtime.ipynb #n6300698
+@contextlib.contextmanager
+def planned(
+    tensors:int, # that the file of the weights holds
+    numbers:int, # in all of them
+):
+    "Modules that are built in the body hold nothing; CemiFaceError as soon as they are larger than a file"
+    left = [tensors, numbers]
+    def count(module, name, weight):
+        left[:] = left[0]-1, left[1]-weight.numel()
+        if min(left) < 0: raise CemiFaceError('the network that it describes is larger than its weights')
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device('meta'): yield
+    finally: hook.remove()
+
+# %% ../nbs/02_runtime.ipynb #n7480047
+def container_memory()->float: # bytes; infinite without a limit
+    "What the limit of a container leaves; what files take in memory can be given back"
+    home = Path('/sys/fs/cgroup')
+    try:
+        most, used = (int((home/f'memory.{k}').read_text()) for k in ('max', 'current'))
+        files = re.search(r'^file (\d+)', (home/'memory.stat').read_text(), re.M)
+        return most-used+int(files[1])
+    except (OSError, ValueError, TypeError): return float('inf')
+
+# %% ../nbs/02_runtime.ipynb #n6548313
+def limited_memory()->float: # bytes; infinite without a limit
+    "What `ulimit` leaves to this process"
+    try: import resource                                     # Windows has none
+    except ImportError: return float('inf')
+    used = psutil.Process().memory_info()
+    both = (resource.RLIMIT_DATA, used.data), (resource.RLIMIT_AS, used.vms)
+    limits = [(resource.getrlimit(kind)[0], taken) for kind, taken in both]
+    return min((most-taken for most, taken in limits if most >= 0), default=float('inf'))
+
+# %% ../nbs/02_runtime.ipynb #n3078577
+def free_memory(
+    device='cpu', # whose memory
+)->float: # bytes
+    "How much memory can still be had"
+    if torch.device(device).type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, container_memory(), limited_memory())
+
+# %% ../nbs/02_runtime.ipynb #n1515636
+def free_disk(
+    path:str|os.PathLike, # where something is to be written, may be absent
+)->float: # bytes
+    "What is free on a disk, and what a folder takes that is there already"
+    path = Path(os.path.abspath(path))
+    home = next(p for p in (path, *path.parents) if p.exists())
+    taken = sum(f.lstat().st_size for f in path.rglob('*')) if path.is_dir() else 0
+    return shutil.disk_usage(home).free+taken
+
+# %% ../nbs/02_runtime.ipynb #n2293368
+def in_words(
+    amount:float, # bytes
+)->str:
+    "Bytes as people say them"
+    return f'{amount/1e9:,.1f} GB' if amount > 1e8 else f'{amount/1e6:,.1f} MB'
+
+def require_room(
+    needs:dict[str, float], # what for -> bytes
+    free:float, # bytes
+    of:str='memory', # or `disk`
+):
+    "Raises CemiFaceError where more is needed than is free"
+    total, largest = sum(needs.values()), max(needs, key=needs.get)
+    if total <= free: return
+    raise CemiFaceError(f'{in_words(total)} of {of} would be needed and {in_words(free)} are free; '
+        f'most of it, {in_words(needs[largest])}, is for {largest}: make that smaller')

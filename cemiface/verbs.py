@@ -22,6 +22,7 @@ def overrides(
     sections = ('training', 'sampling') if a.precision else ()
     return [*(a.sets or []), *(f'{section}.precision="{a.precision}"' for section in sections)]
 
+# %% ../nbs/81_verbs.ipynb #n0272284
 def on_cpu(
     a, # parsed arguments
 )->bool:
@@ -31,12 +32,14 @@ def on_cpu(
         raise CemiFaceError('--device cuda: torch finds no GPU here; use --device cpu')
     return a.device == 'cpu'
 
+# %% ../nbs/81_verbs.ipynb #n3859575
 def device_of(
     a, # parsed arguments
 )->str|None: # None: the accelerator, where there is one
     "Where to compute"
     return 'cpu' if on_cpu(a) else 'cuda' if a.device == 'cuda' else None
 
+# %% ../nbs/81_verbs.ipynb #n8290515
 def inputs_of(
     a, # parsed arguments
     assets:str|None=None, # folder of networks that were trained before
@@ -44,6 +47,7 @@ def inputs_of(
     "The user's files"
     return Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries, assets)
 
+# %% ../nbs/81_verbs.ipynb #n8938770
 def open_faces(
     path, # folder, .rec or tars; None where there are none
     size:int, # side in pixels
@@ -53,6 +57,7 @@ def open_faces(
     from cemiface.data.faces import FaceSet
     return FaceSet.open(path, size, max_bad) if path else None
 
+# %% ../nbs/81_verbs.ipynb #n8004858
 def recipe_and_faces(
     a, # parsed arguments
 ):
@@ -65,10 +70,13 @@ def do_run(a):
     "All stages of a recipe"
     recipe, inputs = load_recipe(a.recipe, overrides(a)), inputs_of(a)
     if a.dry_run: return plan_run(a, recipe, inputs)
-    from cemiface.experiment.run import run                    # a mistyped key is refused before torch is loaded
+    from cemiface.experiment.planning import check_room        # a mistyped key is refused before torch is loaded
+    from cemiface.experiment.run import run
     out = a.out or Path('runs')/recipe.name
+    check_room(recipe, inputs, out, on_cpu(a))
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
 
+# %% ../nbs/81_verbs.ipynb #n5018062
 def plan_run(a, recipe, inputs):
     "The resolved recipe; with photos, also what its run takes, after a trial of every stage"
     if not a.faces: return recipe, to_toml(recipe).rstrip()
@@ -76,20 +84,33 @@ def plan_run(a, recipe, inputs):
     plan = dry_run(recipe, inputs, a.rates and read_json(a.rates, 'table of rates'), on_cpu(a), a.processes)
     return plan, plan_table(plan)
 
+# %% ../nbs/81_verbs.ipynb #n1059877
 def do_demo(a):
     "The toy recipe"
+    from cemiface.experiment.planning import check_room
     from cemiface.experiment.run import demo
     if a.from_scratch:
         log('training the toy generator first: an hour or more on two cores, minutes on a GPU; '
             'it can be stopped, and goes on when started again')
     out = a.out or Path('runs')/('demo-from-scratch' if a.from_scratch else 'demo')
+    recipe = load_recipe('toy', [f'study.seeds={a.seeds}', *overrides(a)])
+    check_room(recipe, Inputs(assets=None if a.from_scratch else str(ASSETS)), out, on_cpu(a))
     return finished_run(demo(out, a.seeds, a.from_scratch, overrides(a), on_cpu(a)), out)
 
+# %% ../nbs/81_verbs.ipynb #n2723032
 def finished_run(results, out):
     "Results and their table, and where the pictures are"
     from cemiface.experiment.report import results_table
     out = Path(out)
     return results, f'{results_table(results)}\nfaces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
+
+# %% ../nbs/81_verbs.ipynb #n3203322
+def require_networks(a, recipe, which, arch='toy', classes=2):
+    "Raises CemiFaceError where the training of a generator or recogniser needs more memory than is free"
+    from cemiface.experiment.planning import networks_in_memory
+    from cemiface.runtime import default_device, free_memory, require_room
+    free = free_memory(device_of(a) or default_device())
+    require_room(networks_in_memory(recipe, arch, classes, free)[which], free)
 
 # %% ../nbs/81_verbs.ipynb #c011
 def do_train_generator(a):
@@ -98,15 +119,18 @@ def do_train_generator(a):
     from cemiface.generator.pipeline import train_generator
     recipe, photos = recipe_and_faces(a)
     encoder, cache = load_encoder(a.identity_encoder), Path(a.out)/'training'/'cache'
+    require_networks(a, recipe, 'generator', encoder.config.arch)
     pipe = train_generator(photos, encoder, recipe.parts, a.out, on_cpu(a), cache, a.force)
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
+# %% ../nbs/81_verbs.ipynb #n9146379
 def do_train_recogniser(a):
     "A recogniser from labelled faces"
     from cemiface.recognition.training import train_recogniser
     recipe, faces = recipe_and_faces(a)
     faces.require_labels()
+    require_networks(a, recipe, 'recogniser', classes=faces.identities)
     net = train_recogniser(faces, recipe.recogniser, a.out, seed=recipe.seed, device=device_of(a))
     arch, dim, images, people = net.config.arch, net.config.dim, len(faces), faces.identities
     facts = dict(recogniser=str(a.out), arch=arch, dim=dim, identities=people, images=images)
@@ -122,12 +146,14 @@ def sampling_of(
     given = {k: v for k, v in given.items() if v is not None}
     return from_dict(SamplingConfig, given, 'the arguments')
 
+# %% ../nbs/81_verbs.ipynb #n7844408
 def open_generator(a):
     "The generator, on its device"
     from cemiface.generator.pipeline import load_generator
     pipe = load_generator(a.generator)
     return pipe.to(device_of(a) or pipe.device)
 
+# %% ../nbs/81_verbs.ipynb #n9561757
 def open_screen(a):
     "What --max-leakage asks for, or None"
     from cemiface.analysis.leakage import Screen
@@ -141,6 +167,15 @@ def open_screen(a):
     photos = open_faces(a.against, max(judge.config.height, judge.config.width))
     return Screen(judge, photos, a.max_leakage, device_of(a))
 
+# %% ../nbs/81_verbs.ipynb #n6571372
+def require_set(a, size):
+    "Raises CemiFaceError where a set of faces needs more memory or disk than is free"
+    from cemiface.runtime import free_disk, free_memory, require_room
+    places, drawn = a.identities*a.per_identity, 4*a.identities if a.inquiries == 'synthetic' else 0
+    require_room({'--identities and --per-identity': 20*places, '--identities': drawn*3*size**2}, free_memory())
+    files = {'--identities and --per-identity': places*size**2*(1.5 if a.image_format == 'png' else .3)}
+    if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
+
 # %% ../nbs/81_verbs.ipynb #c013
 def candidate_pictures(a, pipe, sampling):
     "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
@@ -148,6 +183,7 @@ def candidate_pictures(a, pipe, sampling):
     if a.inquiries == 'synthetic': return draw_unconditional(pipe, 4*a.identities, a.seed, sampling)
     return open_faces(a.inquiries, pipe.size).images
 
+# %% ../nbs/81_verbs.ipynb #n0596448
 def chosen_pictures(a, pipe, pictures, limit):
     "Inquiries unlike each other; raises CemiFaceError where they are too few"
     from cemiface.encoders.pretrained import embed
@@ -171,6 +207,7 @@ def do_generate(a):
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
     if asked.m is None: asked = calibrated(asked, pipe.calibrations.get(a.control))
+    require_set(a, pipe.size)
     m, screen, out = asked.m, open_screen(a), Path(a.out)
     pictures = candidate_pictures(a, pipe, sampling)
     chosen = chosen_pictures(a, pipe, pictures, None if screen else a.identities)
@@ -233,6 +270,7 @@ def verification_text(
     rates = [f'TAR {100*v:.2f}% at FAR {far}' for far, v in r['tar_at_far'].items()]
     return f'{r["name"]}: {", ".join([text, *rates])}'
 
+# %% ../nbs/81_verbs.ipynb #n7181844
 def do_verify(a):
     "Verification accuracy on pair sets"
     from cemiface.data.faces import PairSet
@@ -278,18 +316,21 @@ def packed_text(facts):
     counts = [f'{facts[k]:,} {k}' for k in ('images', 'identities', 'pairs') if k in facts]
     return f'{facts["out"]}: {", ".join(counts)}'
 
+# %% ../nbs/81_verbs.ipynb #n3838965
 def do_pack(a):
     "A set as one file"
     from cemiface.data.packing import pack
     facts = pack(a.source, a.to, a.pairs, a.copies, a.inquiries)
     return facts, packed_text(facts)
 
+# %% ../nbs/81_verbs.ipynb #n5348088
 def do_unpack(a):
     "A packed set as a folder"
     from cemiface.data.packing import unpack
     facts = unpack(a.source, a.to)
     return facts, packed_text(facts)
 
+# %% ../nbs/81_verbs.ipynb #n7909527
 def do_align(a):
     "Raw photos to aligned faces"
     from cemiface.data.align import align_folder, AlignRules, DetectedFaces, ListedFaces
@@ -305,10 +346,14 @@ def do_align(a):
 # %% ../nbs/81_verbs.ipynb #c017
 def lab_of(a):
     "Recipe and inputs of a lab; toy faces take the shipped networks"
+    from cemiface.experiment.planning import check_room
     recipe = load_recipe(a.recipe, overrides(a))
     shipped = str(ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
-    return recipe, a.out or Path('runs')/f'lab-{recipe.name}', inputs_of(a, shipped)
+    inputs, out = inputs_of(a, shipped), a.out or Path('runs')/f'lab-{recipe.name}'
+    check_room(recipe, inputs, out, on_cpu(a))
+    return recipe, out, inputs
 
+# %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
     "Tables and figures"
     from cemiface.experiment.beyond import choose_studies
@@ -325,6 +370,7 @@ def do_study(a):
     results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a))
     return dict(studies=results), f'{studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
+# %% ../nbs/81_verbs.ipynb #n5351351
 def do_suggest_m(a):
     "The m at which a set is like real photos"
     from cemiface.experiment.beyond import suggest_m
@@ -333,6 +379,7 @@ def do_suggest_m(a):
     by = ', '.join(f'{k} {v["m"]:.2f}' for k, v in found['by'].items())
     return found, f'm = {found["m"]:.2f} on the sphere{where}; by {by}'
 
+# %% ../nbs/81_verbs.ipynb #n1152501
 def do_bench(a):
     "Speed of this machine"
     from cemiface.experiment.bench import bench, bench_table, cost_curves, sized, write_costs
@@ -368,12 +415,14 @@ def data_sets(
         if files or people: found.append(dict(path=str(d), files=sorted(files), folders=people))
     return found
 
+# %% ../nbs/81_verbs.ipynb #n1811812
 def in_gb(
     free:int, total:int, # bytes
 )->dict:
     "Free and total memory, in GB"
     return dict(free_gb=round(free/1e9, 1), total_gb=round(total/1e9, 1))
 
+# %% ../nbs/81_verbs.ipynb #n0891967
 def doctor(
     data:str|Path='data', # folder of face sets
 )->dict: # versions, hardware, threads, gpus, memory and disk in GB, data, runs: recipe -> where

@@ -6,7 +6,8 @@
 __all__ = ['ENCODER_ROLES', 'check_recipe', 'check_files', 'Context', 'open_run', 'stage', 'People', 'load_people', 'Encoders',
            'load_encoders', 'load_or_train_generator', 'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet',
            'generated_sets', 'real_photos', 'baseline_sets', 'load_or_measure_nonmembers', 'keep_verification',
-           'judge_set', 'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
+           'kept_cosines', 'judge_set', 'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run',
+           'demo']
 
 # %% ../../nbs/71_experiment.run.ipynb #cee6eaeb
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from ..core import (
-    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
+    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, RunFolder,
     versions, write_json, write_text)
 from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
@@ -54,7 +55,11 @@ def check_recipe(
     m_levels(r.training)
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
-    with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # checks sizes, takes no memory
+    try:
+        with torch.device('meta'): build_denoiser(r.unet, r.condition, 2, r.faces.size)      # takes no memory
+    except (RuntimeError, OverflowError, TypeError) as e:
+        raise CemiFaceError(f'no machine can hold the generator of recipe {r.name}; lower unet.channels, '
+                            'condition.width or condition.tokens') from e
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
         raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
                             'condition.dropout above 0')
@@ -238,7 +243,10 @@ def load_or_choose_inquiries(
         write_inquiries(faces[rows], home)
         return rows
     rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n), choose)
-    return FaceSet.from_folder(home, r.faces.size).subset(range(len(rows)))
+    kept = FaceSet.from_folder(home, r.faces.size)
+    if len(kept) >= len(rows): return kept.subset(range(len(rows)))
+    raise CemiFaceError(f'{home} lacks {len(rows)-len(kept)} of its {len(rows)} faces; delete '
+                        f'{ctx.folder.marker("inquiries")} and that folder, and they are chosen again')
 
 def inquiry_rows(
     ctx, # Context of a run whose inquiries are chosen
@@ -347,6 +355,15 @@ def keep_verification(
     with atomic_path(to) as path: np.save(path, cosines.astype(np.float32))
     return facts
 
+def kept_cosines(
+    path:Path, # written by keep_verification
+)->np.ndarray: # (n,)
+    "The cosines of the pairs; raises CemiFaceError where the file is damaged"
+    try: return np.load(path)
+    except (OSError, ValueError, EOFError):
+        raise CemiFaceError(f'{path} is damaged; delete it and stages/recogniser*.json, and both are made again'
+            ) from None
+
 # %% ../../nbs/71_experiment.run.ipynb #c2cfa999
 def judge_set(
     ctx, # Context of the run
@@ -419,7 +436,7 @@ def collect_results(
     for r in rows:
         no_gap = real is None or r['kind'] == 'recogniser'
         r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
-    seconds = {p.stem: read_json(p)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
+    seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
     results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name,
         spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
         recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
@@ -438,7 +455,7 @@ def write_figures(
     "Draw and write the figures, and the data of each beside it; of several volumes the recipe's own is shown"
     shown, faces = [r for r in results['sets'] if not r['volume']], {o.name: o.faces for o in sets}
     made = [r for r in shown if r['kind'] == 'generated']
-    curves = {set_label(r): (np.load(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
+    curves = {set_label(r): (kept_cosines(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
     near = {set_label(r): ctx.folder.facts(f'analysis {r["name"]}')['found']['nearest'] for r in made}
     drawn = dict(faces=plot_faces(dict(inquiry=inquiries) | {set_label(r): faces[r['name']] for r in made}),
         sweep=plot_sweep(results), roc=plot_rocs(curves, line_style(shown)))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'm_levels', 'StepDraws', 'draw_step', 'draw_noise', 'learning_rate', 'steps_in_all',
            'other_photo_of', 'TrainingBatch', 'TrainingData', 'prefetch', 'step_loss', 'may_change',
-           'training_settings', 'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'NonFinite', 'TrainingState',
-           'open_training', 'backward', 'gradient_norm', 'compile_denoiser', 'train_denoiser']
+           'training_settings', 'save_checkpoint', 'load_checkpoint', 'logged_rows', 'TrainingLog', 'NonFinite',
+           'TrainingState', 'open_training', 'backward', 'gradient_norm', 'compile_denoiser', 'train_denoiser']
 
 # %% ../../nbs/35_generator.training.ipynb #cde54f8f
+import contextlib
 import json
 import math
 import os
@@ -47,7 +48,9 @@ def m_levels(
     if cfg.m_low > cfg.m_high:
         raise CemiFaceError(f'training.m_low = {cfg.m_low:g} is above training.m_high = {cfg.m_high:g}')
     if not cfg.m_step: return torch.empty(0)
-    return torch.linspace(cfg.m_low, cfg.m_high, round((cfg.m_high-cfg.m_low)/cfg.m_step)+1)
+    levels = round((cfg.m_high-cfg.m_low)/cfg.m_step)+1
+    if levels <= 10**6: return torch.linspace(cfg.m_low, cfg.m_high, levels)
+    raise CemiFaceError(f'training.m_step = {cfg.m_step:g} makes {levels:,} levels of m; 0 draws it continuously')
 
 # %% ../../nbs/35_generator.training.ipynb #c98aa65d
 def seeded_rng(*parts, device='cpu'):
@@ -316,6 +319,16 @@ def load_checkpoint(
     them = 'it' if len(found) == 1 else 'them'
     raise CemiFaceError(f'{" and ".join(map(str, found))} cannot be read; delete {them} to start over')
 
+# %% ../../nbs/35_generator.training.ipynb #n5422640
+def logged_rows(
+    path:Path, # log.jsonl
+)->list[dict]: # with `step` and the means
+    "The lines of a log that can be read; a kill may have cut the last one"
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError): rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and type(row.get('step')) is int]
+
 # %% ../../nbs/35_generator.training.ipynb #cc0868c7
 @dataclass
 class TrainingLog:
@@ -327,9 +340,7 @@ class TrainingLog:
     every:int=50 # steps per line
 
     def __post_init__(self):
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith('}')]   # a kill may have cut the last one
-        self.rows = [row for row in rows if row['step'] <= self.step]
+        self.rows = [row for row in logged_rows(self.path) if row['step'] <= self.step]
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_text(self.path, ''.join(json.dumps(row)+'\n' for row in self.rows))
