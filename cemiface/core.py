@@ -233,7 +233,9 @@ def read_text(
     kind:str='file', # what it should be, for the error
 )->str:
     "Read a UTF-8 text file. Raises CemiFaceError"
-    try: return Path(path).read_text(encoding='utf-8-sig')
+    try:
+        if Path(path).is_file() or not Path(path).exists(): return Path(path).read_text(encoding='utf-8-sig')
+        why = f'{path} is no regular file, so no {kind}; check the path'        # a pipe would wait for ever
     except (FileNotFoundError, NotADirectoryError): why = f'no {kind} at {path}; check the path'
     except OSError as e: why = f'cannot read the {kind} {path}: {e.strerror or e}'
     except UnicodeDecodeError: why = f'{path} is no {kind}: it is not UTF-8 text'
