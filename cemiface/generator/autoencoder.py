@@ -6,7 +6,8 @@
 __all__ = ['Autoencoder', 'small_autoencoder', 'load_autoencoder', 'LatentSet', 'encode_set', 'decode_faces',
            'reconstruction_facts']
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c787c213
+# %% ../../nbs/30_generator.autoencoder.ipynb #c3610827
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, ConfigMixin, ModelMixin
+from diffusers import AutoencoderTiny
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from fastcore.basics import patch
@@ -44,19 +45,23 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         self.net, self.name, self.licence = net, name, licence
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.frozen().to(memory_format=torch.channels_last)
         self.channels, self.factor, x = 0, 1, torch.zeros(1, 3, 64, 64, device=net.device)
         try:
             with torch.inference_mode(): z = self.encode(x)
             self.channels, self.factor = z.shape[1], 64//z.shape[3]
-            with torch.inference_mode(): fits = self.decode(z).shape == x.shape and 64 == self.factor*z.shape[2]
+            if self.latent_shape(64, 64) != z.shape[1:] or self.decode(z).shape != x.shape:
+                raise ValueError('what it decodes has another shape than what it encodes')
         except Exception as e: raise CemiFaceError(f'{name} does not encode faces: {e}') from e
-        if not fits: raise CemiFaceError(f'{name} does not encode faces: its pixels come back in another shape')
 
     @property
     def device(self)->torch.device:
         "Where it computes; change it with `to`."
         return self.net.device
+
+    def frozen(self):
+        "The network, frozen whatever a parent module has done to it."
+        return self.net.requires_grad_(False).eval()
 
     def latent_shape(self,
         height:int, width:int, # of faces, in pixels
@@ -74,8 +79,7 @@ def encode(self:Autoencoder,
 )->Tensor: # latents, float32 (b,channels,h/factor,w/factor)
     "Latents of faces; CemiFaceError where a side is no multiple of the factor."
     self.latent_shape(*x.shape[-2:])
-    self.requires_grad_(False)         # a parent's requires_grad_ reaches the weights without calling ours
-    out = self.net.encode(x.to(self.net.dtype))
+    out = self.frozen().encode(x.to(self.net.dtype))
     if isinstance(out, dict):          # of diffusers
         out = out.latent_dist.mode() if 'latent_dist' in out else next(iter(out.values()))
     return out.float()
@@ -85,20 +89,8 @@ def decode(self:Autoencoder,
     z:Tensor, # latents, (b,channels,h,w), as `encode` gives them
 )->Tensor: # faces, float32 (b,3,h*factor,w*factor), RGB in [-1,1]
     "Faces from latents."
-    self.requires_grad_(False)
-    out = self.net.decode(z.to(self.net.dtype))
+    out = self.frozen().decode(z.to(self.net.dtype))
     return (out if isinstance(out, Tensor) else out.sample).float().clamp(-1, 1)
-
-# %% ../../nbs/30_generator.autoencoder.ipynb #cd121da8
-@patch
-def train(self:Autoencoder, mode:bool=True):
-    "Stay in evaluation mode, whatever is asked."
-    return nn.Module.train(self, False)
-
-@patch
-def requires_grad_(self:Autoencoder, requires_grad:bool=True):
-    "Stay frozen, whatever is asked."
-    return nn.Module.requires_grad_(self, False)
 
 @patch(as_prop=True)
 def fingerprint(self:Autoencoder)->str:
@@ -107,7 +99,7 @@ def fingerprint(self:Autoencoder)->str:
     weights = {k: v.float().cpu().numpy() for k,v in self.net.state_dict().items()}
     return fingerprint_of(type(self.net).__name__, settings, str(self.net.dtype), weights)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c6940260
+# %% ../../nbs/30_generator.autoencoder.ipynb #cf14758a
 def small_autoencoder(
     faces:FaceSet, # of at least 16 pixels, with even sides
     steps:int=600, # about 60 a second on one core, for toy faces
@@ -131,7 +123,7 @@ def small_autoencoder(
         schedule.step()
     return Autoencoder(net, 'small', 'Apache-2.0')
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cda24e21
+# %% ../../nbs/30_generator.autoencoder.ipynb #c0c1d054
 @patch
 def save_pretrained(self:Autoencoder,
     folder, # to write
@@ -141,7 +133,7 @@ def save_pretrained(self:Autoencoder,
         self.net.save_pretrained(tmp)
         write_text(tmp/'README.md', f'---\nlicense: {json.dumps(self.licence)}\n---\n# {self.name}\n')
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cdc10cac
+# %% ../../nbs/30_generator.autoencoder.ipynb #cb56f0f8
 def licence_of(folder, metadata=None):
     "The licence of weights by their metadata, or by the card or licence file beside them, else 'unknown'"
     facts, card = metadata or {}, folder/'README.md'
@@ -151,41 +143,31 @@ def licence_of(folder, metadata=None):
     told += [o.read_text(errors='replace').strip().split('\n')[0] for o in sorted(folder.glob('LICEN[CS]E*'))]
     return str(next(filter(None, told), 'unknown'))
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c86defd9
-def autoencoder_class(folder):
-    "The class that config.json names; CemiFaceError where it is no autoencoder"
-    name = str(read_json(folder/'config.json', 'autoencoder').get('_class_name'))
-    found = MiddleAutoencoder if name == 'MiddleAutoencoder' else getattr(diffusers, name, None)
-    if isinstance(found, type) and {'encode', 'decode', 'from_pretrained'} <= set(dir(found)): return found
-    raise CemiFaceError(f'{folder/"config.json"} names {name}, which is no autoencoder of this diffusers')
+# %% ../../nbs/30_generator.autoencoder.ipynb #cdf94080
+def untrained(folder):
+    "The network that config.json describes, with random weights; CemiFaceError where it is no autoencoder"
+    config = read_json(folder/'config.json', 'autoencoder')
+    name = str(config.get('_class_name'))
+    cls = MiddleAutoencoder if name == 'MiddleAutoencoder' else getattr(diffusers, name, None)
+    if not isinstance(cls, type) or not {'encode', 'decode', 'from_config'} <= set(dir(cls)):
+        raise CemiFaceError(f'{folder/"config.json"} names {name}, which is no autoencoder of this diffusers')
+    try:
+        if cls is MiddleAutoencoder: return cls(config['latent_channels'])      # the rest is fixed
+        return cls.from_config(config)
+    except Exception as e: raise CemiFaceError(f'{folder/"config.json"} describes no {name}: {e}') from e
 
-def refuse_pickles(files):
-    "CemiFaceError for the first of the weights, if any, that are not in safetensors"
-    for o in files:
-        if o.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl'):
-            raise CemiFaceError(f'{o} may carry code, so it is refused; convert it to safetensors first')
-
-# %% ../../nbs/30_generator.autoencoder.ipynb #c2fb7bd2
 def from_folder(folder, name):
     "Load a diffusers folder without trust in it; CemiFaceError if its weights are absent or do not fit"
-    cls = autoencoder_class(folder)
-    if not any(folder.glob('*.safetensors')):
-        refuse_pickles(sorted(folder.iterdir()))
-        raise CemiFaceError(f'{folder} holds no weights; add diffusion_pytorch_model.safetensors')
-    before = diffusers.logging.get_verbosity()
-    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)        # the errors below say it in a sentence
-    try: net, found = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True,
-        output_loading_info=True)
-    except Exception as e:
-        why = str(e).split('\n')[0]
-        raise CemiFaceError(f'{folder} holds no {cls.__name__}, or it is damaged: {why}') from e
-    finally: diffusers.logging.set_verbosity(before)
-    for kind,what in dict(missing_keys='is absent', unexpected_keys='is no part of it').items():
-        if found[kind]: raise CemiFaceError(f'{folder} is no {cls.__name__}: {sorted(found[kind])[0]} {what}')
-    weights_for(net, net.state_dict(), folder, cls.__name__)           # are they numbers?
-    return Autoencoder(net.float(), name, licence_of(folder))
+    net, file = untrained(folder), folder/'diffusion_pytorch_model.safetensors'
+    if not file.exists():
+        raise CemiFaceError(f'{file} does not exist, and pickled weights are refused, because they can '
+                            'carry code; convert them to safetensors')
+    state = read_tensors(file)
+    net._fix_state_dict_keys_on_load(state)            # attention had other names before diffusers 0.12
+    net.load_state_dict(weights_for(net, state, file, type(net).__name__))
+    return Autoencoder(net, name, licence_of(folder))
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cd432a4b
+# %% ../../nbs/30_generator.autoencoder.ipynb #c43d744b
 class MiddleBlock(AutoencoderTinyBlock):
     "A block of AutoencoderTiny, with a wide path of 1x1 convolutions before it"
     def __init__(self, width):
@@ -203,24 +185,24 @@ class MiddleAutoencoder(AutoencoderTiny):
         for layers,first in (self.encoder.layers, 11), (self.decoder.layers, 2):
             for i in range(first, first+3): layers[i] = MiddleBlock(64)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cb4532b9
+# %% ../../nbs/30_generator.autoencoder.ipynb #c6d8bbc5
 def from_file(path, name):
     "Load a single file, whose family is told by its keys; CemiFaceError if it is none that is known"
-    refuse_pickles([path])
+    if path.suffix != '.safetensors':
+        raise CemiFaceError(f'{path} is refused, because it can carry code; convert it to safetensors')
     state = read_tensors(path)
-    if 'decoder.layers.0.weight' in state or 'decoder.conv_in.weight' in state:
-        raise CemiFaceError(f'{path} is one file of a folder; give the folder {path.parent}')
     if not {'encoder.14.weight', 'encoder.11.pool.0.weight'} <= state.keys():
         raise CemiFaceError(f'{path} has the keys of no autoencoder that is known as a single file '
                             f'({next(iter(state))}, ...); give a diffusers folder')
     net = MiddleAutoencoder(len(state['encoder.14.weight']))
-    def our_key(found): return f'{found[1]}.layers.{int(found[2]) - (found[1] == "decoder")}.'
-    ours = {re.sub(r'^(\w+)\.(\d+)\.', our_key, k): v for k,v in state.items()}    # their decoder begins with tanh
+    def our_key(found):                                # the tanh that their decoder begins with has a number
+        return f'{found[1]}.layers.{int(found[2]) - (found[1] == "decoder")}.'
+    ours = {re.sub(r'^(\w+)\.(\d+)\.', our_key, k): v for k,v in state.items()}
     net.load_state_dict(weights_for(net, ours, path, 'MiddleAutoencoder'))
     with safe_open(path, 'pt') as f: metadata = f.metadata()
     return Autoencoder(net, name, licence_of(path.parent, metadata))
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c1911619
+# %% ../../nbs/30_generator.autoencoder.ipynb #c4d74881
 def load_autoencoder(
     path_or_hub_id:str|Path, # folder of diffusers, .safetensors, or OWNER/NAME[/FOLDER] on the hub
 )->Autoencoder: # frozen
@@ -241,7 +223,7 @@ def load_autoencoder(
     if found.licence == 'unknown': found.licence = licence_of(here)
     return found
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cc558df9
+# %% ../../nbs/30_generator.autoencoder.ipynb #c1176b42
 ENCODING_BATCH, ENCODING_BLOCK = 32, 512               # faces
 
 def in_batches(compute, x, batch):
@@ -250,7 +232,6 @@ def in_batches(compute, x, batch):
     x = torch.cat([x, x.new_zeros(-n%batch, *x.shape[1:])])
     return torch.cat([compute(o) for o in x.split(batch)])[:n]
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c4edee3a
 @torch.inference_mode()
 def encode_faces(autoencoder, images, mirror=False):
     "Latents of uint8 images or of their mirror images, float16; CemiFaceError where one is no number"
@@ -262,11 +243,11 @@ def encode_faces(autoencoder, images, mirror=False):
     raise CemiFaceError(f'the autoencoder {autoencoder.name} gives latents that are no numbers of float16; '
                         'choose another one')
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cf4bdf9a
+# %% ../../nbs/30_generator.autoencoder.ipynb #c75eef47
 @dataclass(eq=False, repr=False)
 class LatentSet:
     "Latents of a set of faces and of its mirror images."
-    latents:np.ndarray # float16 (2,n,c,h,w): of the faces, and of their mirror images; an array or a memory map
+    latents:np.ndarray # float16 (2,n,c,h,w), of the faces and of their mirror images; a read-only memory map
     mean:Tensor # float32 (c,), over all of them
     std:Tensor # float32 (c,), over all of them
     fingerprint:str # of pixels and autoencoder
@@ -283,22 +264,23 @@ class LatentSet:
         z = torch.from_numpy(self.latents[sides, rows]).float()
         return (z - self.mean[:, None, None])/self.std[:, None, None]
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c14d5f0a
-def blocks_of(shape):
-    "Mirrored or not, and the first face, of each block of a file"
-    return [(flip, i) for flip in (0, 1) for i in range(0, shape[1], ENCODING_BLOCK)]
+# %% ../../nbs/30_generator.autoencoder.ipynb #cc0c6ef3
+def blocks_of(latents):
+    "Mirrored or not, the first face, and the latents, of each block of (2,n,c,h,w)"
+    for flip,side in enumerate(latents):
+        for i in range(0, len(side), ENCODING_BLOCK): yield flip, i, side[i:i+ENCODING_BLOCK]
 
 def channel_statistics(latents):
     "Mean and standard deviation of each channel of (2,n,c,h,w), in float64; 1 for one that is constant"
     sums = np.zeros((2, latents.shape[2]))
-    for flip,i in blocks_of(latents.shape):
-        z = latents[flip, i:i+ENCODING_BLOCK].astype(np.float64)
+    for *_,block in blocks_of(latents):
+        z = block.astype(np.float64)
         sums += z.sum((0, 2, 3)), np.square(z).sum((0, 2, 3))
     mean, square = sums*latents.shape[2]/latents.size
     variance = square - mean**2
     return mean.tolist(), np.sqrt(np.where(variance > 0, variance, 1)).tolist()
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c04bbfae
+# %% ../../nbs/30_generator.autoencoder.ipynb #cdb74272
 def latents_file(path, shape):
     "A read-only memory map of a file of latents; one of zeros is begun where there is none of this shape"
     try:
@@ -310,13 +292,6 @@ def latents_file(path, shape):
         f.truncate(f.tell() + 2*math.prod(shape))
     return np.lib.format.open_memmap(path, 'r')
 
-def latents_notes(path, facts):
-    "The notes beside a file of latents; new ones where there are none of these facts"
-    try: notes = read_json(path)
-    except CemiFaceError: notes = {}                   # absent or broken
-    if all(notes.get(k) == v for k,v in facts.items()) and isinstance(notes.get('checksums'), dict): return notes
-    return facts|dict(checksums={})
-
 def write_block(path, offset, block):
     "Write a part of a file, down to the disk; CemiFaceError where it can't be written"
     try:
@@ -327,7 +302,7 @@ def write_block(path, offset, block):
             os.fsync(f.fileno())
     except OSError as e: raise write_error(e, path, path) or e from e
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c444ad0c
+# %% ../../nbs/30_generator.autoencoder.ipynb #ccaebffb
 def encode_set(
     autoencoder:Autoencoder, # whose latents
     faces:FaceSet, # at least one face
@@ -342,22 +317,26 @@ def encode_set(
         autoencoder=autoencoder.fingerprint, shape=list(shape))
     key = fingerprint_of(facts)
     path, notes_path = Path(cache)/f'{key}.npy', Path(cache)/f'{key}.json'
-    latents, notes = latents_file(path, shape), latents_notes(notes_path, facts)
-    with progress(2*len(faces), 'encoding', 'img') as bar:
-        for k,(flip, i) in enumerate(blocks_of(shape)):
-            block = latents[flip, i:i+ENCODING_BLOCK]
-            bar.update(len(block))
-            if zlib.crc32(block) == notes['checksums'].get(str(k)): continue
-            block = encode_faces(autoencoder, faces.images[i:i+ENCODING_BLOCK], flip)
-            write_block(path, latents.offset + (flip*len(faces)+i)*block[0].nbytes, block)
-            notes['checksums'][str(k)] = zlib.crc32(block)
-            write_json(notes_path, notes)
+    latents, notes = latents_file(path, shape), {}
+    with contextlib.suppress(CemiFaceError): notes = read_json(notes_path)     # which may be absent or broken
+    if notes.get('key') != key: notes = dict(key=key, checksums={}, **facts)
+    def missing(): return [(flip, i) for flip,i,block in blocks_of(latents)
+        if zlib.crc32(block) != notes['checksums'].get(f'{flip} {i}')]
+    while todo := missing():
+        with progress(len(todo)*ENCODING_BLOCK, 'encoding', 'img') as bar:
+            for flip,i in todo:
+                block = encode_faces(autoencoder, faces.images[i:i+ENCODING_BLOCK], flip)
+                write_block(path, latents.offset + (flip*len(faces)+i)*block[0].nbytes, block)
+                notes['checksums'][f'{flip} {i}'] = zlib.crc32(block)
+                write_json(notes_path, notes)
+                bar.update(len(block))
+        latents = latents_file(path, shape)            # another process may have begun it anew
     if 'mean' not in notes:
         notes['mean'], notes['std'] = channel_statistics(latents)
         write_json(notes_path, notes)
     return LatentSet(latents, torch.tensor(notes['mean']), torch.tensor(notes['std']), key)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c0acbcf7
+# %% ../../nbs/30_generator.autoencoder.ipynb #cc825b96
 @torch.inference_mode()
 def decode_faces(
     autoencoder:Autoencoder, # computes where it is
@@ -371,33 +350,32 @@ def decode_faces(
     def decode(z): return to_uint8(autoencoder.decode(z.to(autoencoder.device)))
     return in_batches(decode, z*std + mean, batch).to(z.device)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cbabb1e2
+# %% ../../nbs/30_generator.autoencoder.ipynb #c3953933
 @torch.inference_mode()
 def reconstruct(autoencoder, images, size):
-    "uint8 faces as they come back from the autoencoder at a size, and the seconds that encode and decode took"
+    "uint8 faces as they come back from the autoencoder, and the seconds per face of encode and decode"
     def resized(x, size):
         if x.shape[-2:] == size: return x
         return F.interpolate(x, size, mode='bicubic', antialias=True).clamp(-1, 1)
     back, seconds = [], np.zeros(2)
     for i in range(0, len(images), ENCODING_BATCH):
         x = to_float(torch.tensor(images[i:i+ENCODING_BATCH], device=autoencoder.device))
-        small, times = resized(x, (size, size)), [time.perf_counter()]
-        for step in autoencoder.encode, autoencoder.decode:
-            small = in_batches(step, small, ENCODING_BATCH)
-            small.sum().item()                         # waits for a GPU
-            times.append(time.perf_counter())
-        back.append(to_uint8(resized(small, x.shape[-2:])).cpu())
-        seconds += np.diff(times)
-    return torch.cat(back).numpy(), seconds
+        y = resized(x, (size, size))
+        for k,step in enumerate((autoencoder.encode, autoencoder.decode)):
+            start, y = time.perf_counter(), in_batches(step, y, ENCODING_BATCH)
+            y.sum().item()                             # waits for a GPU
+            seconds[k] += time.perf_counter() - start
+        back.append(to_uint8(resized(y, x.shape[-2:])).cpu())
+    return torch.cat(back).numpy(), seconds/len(images)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c4d0d9ad
+# %% ../../nbs/30_generator.autoencoder.ipynb #cd6a4841
 def reconstruction_facts(
     autoencoder:Autoencoder, # computes where it is
     faces:FaceSet, # square, at least one
     encoders:dict[str, FaceEncoder], # by the name under which their figures appear
     sizes, # sides in pixels at which faces are encoded
 )->list[dict]: # size, latents, psnr, encode_seconds, decode_seconds; similarity: name -> mean, low
-    "The identity tax by size: cosines to the reconstruction (mean, 5% quantile), PSNR in dB, seconds per face"
+    "The identity tax: cosines to the reconstruction (mean, 5% quantile), PSNR in dB, seconds per face"
     originals, rows = {k: torch.tensor(embed(v, faces.images)) for k,v in encoders.items()}, []
     for size in sizes:
         reconstruct(autoencoder, faces.images[:1], size)               # the first call is slow
@@ -406,6 +384,7 @@ def reconstruction_facts(
         psnr = 10*np.log10(255**2/np.maximum(error, 1e-10)).mean()
         similarity = {k: cosine(e, torch.tensor(embed(encoders[k], back))) for k,e in originals.items()}
         rows.append(dict(size=size, latents=autoencoder.latent_shape(size, size), psnr=float(psnr),
-            encode_seconds=seconds[0]/len(faces), decode_seconds=seconds[1]/len(faces),
-            similarity={k: dict(mean=s.mean().item(), low=s.quantile(.05).item()) for k,s in similarity.items()}))
+            encode_seconds=float(seconds[0]), decode_seconds=float(seconds[1]),
+            similarity={k: dict(mean=s.mean().item(), low=s.quantile(.05).item())
+                        for k,s in similarity.items()}))
     return rows
