@@ -45,9 +45,9 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         self.net, self.name, self.licence = net, name, licence
-        self.frozen().to(memory_format=torch.channels_last)
         self.channels, self.factor, x = 0, 1, torch.zeros(1, 3, 64, 64, device=net.device)
         try:
+            net.to(memory_format=torch.channels_last)
             with torch.inference_mode(): z = self.encode(x)
             self.channels, self.factor = z.shape[1], 64//z.shape[3]
             if self.latent_shape(64, 64) != z.shape[1:] or self.decode(z).shape != x.shape:
@@ -158,13 +158,16 @@ def untrained(folder):
 
 def from_folder(folder, name):
     "Load a diffusers folder without trust in it; CemiFaceError if its weights are absent or do not fit"
-    net, file = untrained(folder), folder/'diffusion_pytorch_model.safetensors'
+    file = folder/'diffusion_pytorch_model.safetensors'
+    with torch.device('meta'): plan = untrained(folder)                # needs no memory, whatever its size
     if not file.exists():
         raise CemiFaceError(f'{file} does not exist, and pickled weights are refused, because they can '
                             'carry code; convert them to safetensors')
     state = read_tensors(file)
-    net._fix_state_dict_keys_on_load(state)            # attention had other names before diffusers 0.12
-    net.load_state_dict(weights_for(net, state, file, type(net).__name__))
+    plan._fix_state_dict_keys_on_load(state)           # attention had other names before diffusers 0.12
+    weights = weights_for(plan, state, file, type(plan).__name__)
+    net = untrained(folder)
+    net.load_state_dict(weights)
     return Autoencoder(net, name, licence_of(folder))
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #c43d744b
@@ -223,7 +226,7 @@ def load_autoencoder(
     if found.licence == 'unknown': found.licence = licence_of(here)
     return found
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c1176b42
+# %% ../../nbs/30_generator.autoencoder.ipynb #c628c0b6
 ENCODING_BATCH, ENCODING_BLOCK = 32, 512               # faces
 
 def in_batches(compute, x, batch):
@@ -243,7 +246,7 @@ def encode_faces(autoencoder, images, mirror=False):
     raise CemiFaceError(f'the autoencoder {autoencoder.name} gives latents that are no numbers of float16; '
                         'choose another one')
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c75eef47
+# %% ../../nbs/30_generator.autoencoder.ipynb #c226c008
 @dataclass(eq=False, repr=False)
 class LatentSet:
     "Latents of a set of faces and of its mirror images."
@@ -264,7 +267,7 @@ class LatentSet:
         z = torch.from_numpy(self.latents[sides, rows]).float()
         return (z - self.mean[:, None, None])/self.std[:, None, None]
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cc0c6ef3
+# %% ../../nbs/30_generator.autoencoder.ipynb #c1a8576f
 def blocks_of(latents):
     "Mirrored or not, the first face, and the latents, of each block of (2,n,c,h,w)"
     for flip,side in enumerate(latents):
@@ -280,7 +283,7 @@ def channel_statistics(latents):
     variance = square - mean**2
     return mean.tolist(), np.sqrt(np.where(variance > 0, variance, 1)).tolist()
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cdb74272
+# %% ../../nbs/30_generator.autoencoder.ipynb #c8142365
 def latents_file(path, shape):
     "A read-only memory map of a file of latents; one of zeros is begun where there is none of this shape"
     try:
@@ -302,7 +305,7 @@ def write_block(path, offset, block):
             os.fsync(f.fileno())
     except OSError as e: raise write_error(e, path, path) or e from e
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #ccaebffb
+# %% ../../nbs/30_generator.autoencoder.ipynb #cd4ef219
 def encode_set(
     autoencoder:Autoencoder, # whose latents
     faces:FaceSet, # at least one face
@@ -336,7 +339,7 @@ def encode_set(
         write_json(notes_path, notes)
     return LatentSet(latents, torch.tensor(notes['mean']), torch.tensor(notes['std']), key)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cc825b96
+# %% ../../nbs/30_generator.autoencoder.ipynb #ce93b519
 @torch.inference_mode()
 def decode_faces(
     autoencoder:Autoencoder, # computes where it is
@@ -350,7 +353,7 @@ def decode_faces(
     def decode(z): return to_uint8(autoencoder.decode(z.to(autoencoder.device)))
     return in_batches(decode, z*std + mean, batch).to(z.device)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c3953933
+# %% ../../nbs/30_generator.autoencoder.ipynb #ced8dcbb
 @torch.inference_mode()
 def reconstruct(autoencoder, images, size):
     "uint8 faces as they come back from the autoencoder, and the seconds per face of encode and decode"
@@ -368,7 +371,7 @@ def reconstruct(autoencoder, images, size):
         back.append(to_uint8(resized(y, x.shape[-2:])).cpu())
     return torch.cat(back).numpy(), seconds/len(images)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cd6a4841
+# %% ../../nbs/30_generator.autoencoder.ipynb #cac32bb0
 def reconstruction_facts(
     autoencoder:Autoencoder, # computes where it is
     faces:FaceSet, # square, at least one
