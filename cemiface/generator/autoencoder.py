@@ -226,7 +226,7 @@ def load_autoencoder(
     if found.licence == 'unknown': found.licence = licence_of(here)
     return found
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c628c0b6
+# %% ../../nbs/30_generator.autoencoder.ipynb #c9c4765d
 ENCODING_BATCH, ENCODING_BLOCK = 32, 512               # faces
 
 def in_batches(compute, x, batch):
@@ -246,7 +246,7 @@ def encode_faces(autoencoder, images, mirror=False):
     raise CemiFaceError(f'the autoencoder {autoencoder.name} gives latents that are no numbers of float16; '
                         'choose another one')
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c226c008
+# %% ../../nbs/30_generator.autoencoder.ipynb #ce0ea2c5
 @dataclass(eq=False, repr=False)
 class LatentSet:
     "Latents of a set of faces and of its mirror images."
@@ -267,7 +267,7 @@ class LatentSet:
         z = torch.from_numpy(self.latents[sides, rows]).float()
         return (z - self.mean[:, None, None])/self.std[:, None, None]
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c1a8576f
+# %% ../../nbs/30_generator.autoencoder.ipynb #c8aa1a71
 def blocks_of(latents):
     "Mirrored or not, the first face, and the latents, of each block of (2,n,c,h,w)"
     for flip,side in enumerate(latents):
@@ -283,7 +283,7 @@ def channel_statistics(latents):
     variance = square - mean**2
     return mean.tolist(), np.sqrt(np.where(variance > 0, variance, 1)).tolist()
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #c8142365
+# %% ../../nbs/30_generator.autoencoder.ipynb #c5a048df
 def latents_file(path, shape):
     "A read-only memory map of a file of latents; one of zeros is begun where there is none of this shape"
     try:
@@ -305,7 +305,7 @@ def write_block(path, offset, block):
             os.fsync(f.fileno())
     except OSError as e: raise write_error(e, path, path) or e from e
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cd4ef219
+# %% ../../nbs/30_generator.autoencoder.ipynb #cf91c5fe
 def encode_set(
     autoencoder:Autoencoder, # whose latents
     faces:FaceSet, # at least one face
@@ -339,7 +339,7 @@ def encode_set(
         write_json(notes_path, notes)
     return LatentSet(latents, torch.tensor(notes['mean']), torch.tensor(notes['std']), key)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #ce93b519
+# %% ../../nbs/30_generator.autoencoder.ipynb #ca7f7946
 @torch.inference_mode()
 def decode_faces(
     autoencoder:Autoencoder, # computes where it is
@@ -353,7 +353,7 @@ def decode_faces(
     def decode(z): return to_uint8(autoencoder.decode(z.to(autoencoder.device)))
     return in_batches(decode, z*std + mean, batch).to(z.device)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #ced8dcbb
+# %% ../../nbs/30_generator.autoencoder.ipynb #c46c66a8
 @torch.inference_mode()
 def reconstruct(autoencoder, images, size):
     "uint8 faces as they come back from the autoencoder, and the seconds per face of encode and decode"
@@ -371,7 +371,7 @@ def reconstruct(autoencoder, images, size):
         back.append(to_uint8(resized(y, x.shape[-2:])).cpu())
     return torch.cat(back).numpy(), seconds/len(images)
 
-# %% ../../nbs/30_generator.autoencoder.ipynb #cac32bb0
+# %% ../../nbs/30_generator.autoencoder.ipynb #ca29de85
 def reconstruction_facts(
     autoencoder:Autoencoder, # computes where it is
     faces:FaceSet, # square, at least one
