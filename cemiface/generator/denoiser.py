@@ -79,7 +79,7 @@ def build_unet(
         down_block_types=tuple(down), up_block_types=tuple(up),
         mid_block_type='UNetMidBlock2DSimpleCrossAttn',
         cross_attention_dim=condition.width, resnet_time_scale_shift='scale_shift', **vector)
-    net.register_to_config(_channels=channels)             # diffusers keeps what begins with _ and asks nothing
+    net.register_to_config(_channels=channels)          # what begins with _, diffusers keeps and does not check
     for o in net.conv_out.parameters(): nn.init.zeros_(o)
     return net
 
@@ -193,7 +193,8 @@ def check_transformer(
 ):
     "Refuse sizes that do not fit each other, with a CemiFaceError."
     if size%cfg.patch:
-        raise CemiFaceError(f'transformer.patch = {cfg.patch} must divide {size}, the side of what is denoised')
+        raise CemiFaceError(f'transformer.patch = {cfg.patch} must divide {size}, the side of the faces '
+                            'or of their latents')
     if cfg.width%math.lcm(4, cfg.heads):
         raise CemiFaceError(f'transformer.width = {cfg.width} must be a multiple of 4 and of '
                             f'transformer.heads = {cfg.heads}')
@@ -207,8 +208,8 @@ def build_transformer(
     "Build a transformer; CemiFaceError where sizes do not fit each other."
     check_transformer(cfg, size)
     vector = condition.tokens*condition.width if condition.in_time else 0
-    return FaceTransformer(size//cfg.patch, channels, cfg.patch, cfg.width, cfg.depth, cfg.heads, cfg.mlp_ratio,
-        condition.width, vector)
+    return FaceTransformer(size//cfg.patch, channels, cfg.patch, cfg.width, cfg.depth, cfg.heads,
+        cfg.mlp_ratio, condition.width, vector)
 
 # %% ../../nbs/33_generator.denoiser.ipynb #cc8b50c7
 class Denoiser(nn.Module):
