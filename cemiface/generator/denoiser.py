@@ -79,7 +79,8 @@ def build_unet(
         down_block_types=tuple(down), up_block_types=tuple(up),
         mid_block_type='UNetMidBlock2DSimpleCrossAttn',
         cross_attention_dim=condition.width, resnet_time_scale_shift='scale_shift', **vector)
-    net.register_to_config(_channels=channels)          # what begins with _, diffusers keeps and does not check
+    # what begins with _ diffusers keeps, and does not check
+    net.register_to_config(_channels=channels)
     for o in net.conv_out.parameters(): nn.init.zeros_(o)
     return net
 
@@ -122,7 +123,7 @@ class TransformerBlock(nn.Module):
     def attend(self,
         x:Tensor, # tokens, (b,L,C)
     )->Tensor: # (b,L,C)
-        "What the tokens have to say to each other."
+        "Attention among the tokens, of patches and condition alike."
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = attention(unit_rms(q)*self.gain.to(q.dtype), unit_rms(k), v)
         return self.proj(out.transpose(1, 2).flatten(2))
