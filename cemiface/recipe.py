@@ -6,10 +6,10 @@
 __all__ = ['TYPE_WORDS', 'LIST_WORDS', 'LARGEST_INT', 'LARGEST_FLOAT', 'CONTROLS', 'PRECISIONS', 'IR_NAMES', 'ARCHITECTURES',
            'PACKAGE', 'ASSETS', 'setting', 'recipe_keys', 'nearest_key', 'type_in_words', 'cast', 'in_toml',
            'check_range', 'from_dict', 'load_toml', 'toml_value', 'apply_overrides', 'none_to_text', 'to_toml',
-           'FacesConfig', 'ToyConfig', 'ScheduleConfig', 'ConditionConfig', 'UNetConfig', 'LossConfig',
-           'TrainingConfig', 'GeneratorParts', 'InquiryConfig', 'SamplingConfig', 'GenerationConfig', 'CosFaceConfig',
-           'volume_counts', 'StudyConfig', 'check_name', 'Recipe', 'recipes', 'read_with_base', 'load_recipe',
-           'changed', 'volumes_of', 'union_of', 'Inputs']
+           'FacesConfig', 'ToyConfig', 'ScheduleConfig', 'ConditionConfig', 'UNetConfig', 'TransformerConfig',
+           'LossConfig', 'TrainingConfig', 'GeneratorParts', 'InquiryConfig', 'SamplingConfig', 'GenerationConfig',
+           'CosFaceConfig', 'volume_counts', 'StudyConfig', 'check_name', 'Recipe', 'recipes', 'read_with_base',
+           'load_recipe', 'changed', 'volumes_of', 'union_of', 'Inputs']
 
 # %% ../nbs/01_recipe.ipynb #c004
 import contextlib
@@ -249,11 +249,15 @@ class ToyConfig:
 @dataclass
 class ScheduleConfig:
     "The noise schedule (section `schedule` of a recipe)"
+    kind:str = setting('ddpm', 'ddpm (paper), or flow: straight from the face to the noise (flow matching)',
+        choices=['ddpm', 'flow'])
     steps:int = setting(1000, 'number of timesteps T', lo=1, hi=10**6)
     beta_start:float = setting(1e-4, 'noise variance of the first step', above=0, hi=1)
     beta_end:float = setting(.02, 'noise variance of the last step', above=0, hi=1)
-    prediction_type:str = setting('epsilon', 'what the network predicts; the paper has epsilon',
+    prediction_type:str = setting('epsilon', 'what the network predicts under ddpm; the paper has epsilon',
         choices=['epsilon', 'v_prediction'])
+    time_mean:float = setting(.3, 'flow: mean of the normal whose sigmoid is t; above 0, more noise')
+    time_std:float = setting(1., 'flow: standard deviation of that normal', above=0)
 
 # %% ../nbs/01_recipe.ipynb #n8569180
 @dataclass
@@ -279,6 +283,15 @@ class UNetConfig:
     head_width:int = setting(64, 'channels per attention head', lo=1)
     patch:int = setting(1, 'pixels are folded patch by patch into channels', lo=1)
     groups:int = setting(32, 'groups of the group normalisation', lo=1)
+
+@dataclass
+class TransformerConfig:
+    "The other denoiser (section `transformer` of a recipe)"
+    width:int = setting(288, 'channels of a token; a multiple of 4 and of heads', lo=4)
+    depth:int = setting(8, 'number of blocks', lo=1)
+    heads:int = setting(6, 'attention heads', lo=1)
+    patch:int = setting(2, 'side of the squares that become tokens', lo=1)
+    mlp_ratio:float = setting(4., 'width of the MLPs, as a multiple of width', above=0)
 
 # %% ../nbs/01_recipe.ipynb #c036
 @dataclass
@@ -336,7 +349,7 @@ class TrainingConfig:
 class GeneratorParts:
     "The sections of a recipe that make a generator, and its seed"
     schedule:ScheduleConfig
-    unet:UNetConfig
+    unet:UNetConfig|TransformerConfig # sizes of the denoiser that the recipe chooses
     condition:ConditionConfig
     loss:LossConfig
     training:TrainingConfig
@@ -468,11 +481,14 @@ class Recipe:
     name:str = setting('unnamed', 'name of the recipe')
     about:str = setting('', 'what it is for, in one line')
     seed:int = setting(0, 'seed of the whole run', lo=0)
+    denoiser:str = setting('unet', 'network that removes the noise, and its section; the paper has a UNet',
+        choices=['unet', 'transformer'])
     faces:FacesConfig = field(default_factory=FacesConfig)
     toy:ToyConfig = field(default_factory=ToyConfig)
     identity_encoder:CosFaceConfig = field(default_factory=CosFaceConfig)
     schedule:ScheduleConfig = field(default_factory=ScheduleConfig)
     unet:UNetConfig = field(default_factory=UNetConfig)
+    transformer:TransformerConfig = field(default_factory=TransformerConfig)
     condition:ConditionConfig = field(default_factory=ConditionConfig)
     loss:LossConfig = field(default_factory=LossConfig)
     training:TrainingConfig = field(default_factory=TrainingConfig)
@@ -487,7 +503,8 @@ class Recipe:
     @property
     def parts(self)->GeneratorParts:
         "The sections that make a generator"
-        return GeneratorParts(self.schedule, self.unet, self.condition, self.loss, self.training, self.seed)
+        sizes = getattr(self, self.denoiser)
+        return GeneratorParts(self.schedule, sizes, self.condition, self.loss, self.training, self.seed)
 
 # %% ../nbs/01_recipe.ipynb #c048
 PACKAGE = Path(__file__).parent if '__file__' in globals() else Path('../cemiface').resolve()

@@ -107,7 +107,7 @@ def decode_to_array(
 
 # %% ../../nbs/12_data.faces.ipynb #cccccb7c
 def decode_image(
-    path:str|Path|Entry, # JPEG, PNG, WebP, BMP, TIFF, GIF or PPM, by its content
+    path, # file, Entry or BytesIO: JPEG, PNG, WebP, BMP, TIFF, GIF or PPM, by its content
     size:int|None=None, # side of the square wanted, in pixels; None leaves the image as it is
 )->np.ndarray: # bytes, RGB, (3,h,w)
     """An image as bytes. Raises BadImage for a broken one, below 8 pixels or above 33 million.

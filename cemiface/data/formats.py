@@ -470,13 +470,13 @@ def too_many_pixels(image, count): # what was opened, and its pixels in words
 # %% ../../nbs/10_data.formats.ipynb #n7098426
 @contextlib.contextmanager
 def loaded_image(
-    image:str|Path|Entry, # JPEG, PNG, WebP, BMP, TIFF, GIF or PPM, by its content
+    image:str|Path|Entry|io.BytesIO, # JPEG, PNG, WebP, BMP, TIFF, GIF or PPM, by its content
     size:int|None=None, # side of the square wanted, for which a JPEG may be decoded scaled down
     whole:bool=False, # decode a JPEG scaled down that has too many pixels?
 ): # yields a Pillow image, and by how much it was scaled down: 1, 2, 4 or 8
     "Open an image without trust. Raises BadImage, also for an error in the body"
     where = image.file if isinstance(image, Entry) else image
-    packed = isinstance(image, Entry) and image.source
+    packed = isinstance(image, io.BytesIO) or isinstance(image, Entry) and image.source
     try:
         opened = io.BytesIO(image.read()) if packed else open_regular(where, 'image')
         with opened as file, Image.open(file, formats=FORMATS) as im:

@@ -46,7 +46,7 @@ def cosine_to(
 def similarity_matching(
     s:Tensor, # achieved cosine similarity, (b,)
     m:Tensor, # requested similarity, (b,) in [-1,1]
-    t:Tensor, # timesteps, (b,) in 0..T-1
+    t:Tensor, # timesteps, (b,) in 0..T-1; for any schedule noise_fraction, with T = 1
     T:int=1000, # number of timesteps
     distance:Callable=squared, # measures the gap: a value of DISTANCES, or any (s, goal) -> (b,)
     matched:Tensor|None=None, # what should be `m` at late timesteps, (b,); by default `s`
@@ -64,8 +64,8 @@ def lambda_at(
     return cfg.lam if cfg.lam_late is None or done < cfg.lam_switch else cfg.lam_late
 
 def diffusion_mse(
-    out:Tensor, # prediction, (b,3,h,w)
-    goal:Tensor, # what it should be, (b,3,h,w)
+    out:Tensor, # prediction, (b,c,h,w)
+    goal:Tensor, # what it should be, (b,c,h,w)
 )->Tensor: # mean squared error per face, float32 (b,)
     "`L_MSE` per face, in float32."
     return F.mse_loss(out.float(), goal.float(), reduction='none').flatten(1).mean(1)
