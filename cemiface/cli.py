@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 
 from . import __version__
-from .core import CemiFaceError, graceful_signals, log, plain, printable, Terminated
+from .core import CemiFaceError, graceful_signals, is_first_process, log, plain, printable, Terminated
 from .recipe import LARGEST_FLOAT, LARGEST_INT, recipes, SamplingConfig
 from .verbs import (
     do_align, do_analyse, do_bench, do_calibrate, do_demo, do_doctor, do_generate, do_pack, do_recipes,
@@ -397,15 +397,16 @@ def main(
     open_streams()
     try:
         with graceful_signals():
-            a = build_parser().parse_args(argv)
+            try: a = build_parser().parse_args(argv)
+            except SystemExit: return give('')                 # the help was printed
             with without_bars(a.quiet), redirect_stdout(sys.stderr): data, text = a.does(a)
-        if os.environ.get('RANK', '0') != '0': return 0
+        if not is_first_process(): return 0
         return give((json.dumps(plain(data)) if a.json else text)+'\n')
-    except SystemExit: return give('')                         # argparse has printed the help
     except BaseException as e:
         ending = outcome(e)
         if ending is None: raise
         code, why = ending
+        why = str(why).replace('\n', '\\n')                    # a name may hold one
         log(f'cemiface: {why}{"; the same command goes on from here" if code > 2 else ""}')
         return code
     finally: write_out('', sys.stderr)

@@ -42,9 +42,10 @@ def printable(
     text:object, # what is to be printed
     stream, # where
 )->str:
-    "The text with escapes for what the encoding of the stream lacks"
+    "The text with escapes for control characters, and for what the encoding of the stream lacks"
     encoding = getattr(stream, 'encoding', None) or 'utf-8'
-    return str(text).encode(encoding, 'backslashreplace').decode(encoding)
+    safe = re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', lambda found: repr(found[0])[1:-1], str(text))
+    return safe.encode(encoding, 'backslashreplace').decode(encoding)
 
 def log(
     msg:object, # what happened, one line
@@ -62,6 +63,12 @@ def progress(
     "A progress bar on standard error, silent when that is no terminal or when CEMIFACE_QUIET is set"
     quiet = True if os.environ.get('CEMIFACE_QUIET') else None           # None: tqdm looks at the terminal
     return tqdm(total=total, desc=desc, unit=unit, file=sys.stderr, disable=quiet, dynamic_ncols=True, **kw)
+
+# %% ../nbs/00_core.ipynb #n0672812
+def is_first_process():
+    "Whether this process speaks for all that torch's launcher started together, or is alone"
+    if os.environ.get('WORLD_SIZE', '1') == '1': return True     # a rank alone is what some other program left
+    return os.environ.get('RANK', '0') == '0'
 
 # %% ../nbs/00_core.ipynb #c19fdfa8
 def stable_seed(

@@ -6,12 +6,11 @@
 __all__ = ['overrides', 'on_cpu', 'device_of', 'inputs_of', 'open_faces', 'recipe_and_faces', 'data_sets', 'in_gb', 'doctor']
 
 # %% ../nbs/81_verbs.ipynb #c004
-import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .core import CemiFaceError, log, plain, read_json, text_table, versions
+from .core import CemiFaceError, is_first_process, log, plain, read_json, text_table, versions
 from .recipe import ASSETS, from_dict, Inputs, load_recipe, recipes, SamplingConfig, to_toml
 
 # %% ../nbs/81_verbs.ipynb #c007
@@ -276,7 +275,7 @@ def do_verify(a):
     from cemiface.data.faces import PairSet
     from cemiface.encoders.pretrained import load_encoder
     from cemiface.recognition.verification import verification_table, verify, verify_templates
-    if os.environ.get('RANK', '0') != '0': return {}, ''        # of several processes, one is enough
+    if not is_first_process(): return {}, ''                    # of several processes, one is enough
     if not a.pairs and not a.ijb:
         raise CemiFaceError('verify needs --pairs or --ijb; see cemiface verify --help')
     encoder, device = load_encoder(a.encoder), device_of(a)
