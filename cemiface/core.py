@@ -221,6 +221,12 @@ def write_json(
     if isinstance(obj, dict): obj = {'format_version': FORMAT_VERSION, **obj}
     write_text(path, json.dumps(obj, indent=1)+'\n')
 
+# %% ../nbs/00_core.ipynb #n2263182
+def nested(value, levels): # plain: dict, list, text, number, None; how many are allowed
+    "Whether dicts and lists lie in each other more deeply than that"
+    if not isinstance(value, (dict, list)): return False
+    return not levels or any(nested(v, levels-1) for v in (value.values() if isinstance(value, dict) else value))
+
 # %% ../nbs/00_core.ipynb #ce73081e
 def check_version(
     d:dict, # what was read
@@ -228,8 +234,9 @@ def check_version(
 ):
     "Refuse what a later cemiface wrote. Raises CemiFaceError"
     v = d.get('format_version', FORMAT_VERSION)
-    if not isinstance(v, int):
-        raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number; write it anew')
+    if type(v) is not int or v < 1:
+        raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number above 0; write it anew')
+    if nested(d, 50): raise CemiFaceError(f'{path} has more than 50 levels of tables and lists; write it anew')
     if v > FORMAT_VERSION:
         raise CemiFaceError(f'{path} has format_version {v}, but this cemiface knows up to {FORMAT_VERSION}; '
                             'update cemiface')

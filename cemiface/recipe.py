@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
-from .core import CemiFaceError, check_version, FORMAT_VERSION, plain, read_text
+from .core import CemiFaceError, check_version, FORMAT_VERSION, nested, plain, read_text
 
 # %% ../nbs/01_recipe.ipynb #c007
 def setting(
@@ -67,7 +67,8 @@ def nearest_key(
     same_leaf = [k for k in keys if k.rpartition('.')[2] == leaf]
     near = (difflib.get_close_matches(key, same_leaf, 1, .75) or difflib.get_close_matches(key, keys, 1, .75)
             or same_leaf or difflib.get_close_matches(key, keys, 1, .5))
-    return f'; did you mean "{near[0]}"?' if near else f'; valid keys are {", ".join(keys)}'
+    if near: return f'; did you mean "{near[0]}"?'
+    return f'; valid keys are {", ".join(keys) if len(keys) < 20 else "those that `cemiface recipes toy` prints"}'
 
 # %% ../nbs/01_recipe.ipynb #c013
 TYPE_WORDS = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', dict: 'a table',
@@ -186,7 +187,7 @@ def toml_value(
     "A TOML value, or the bare text"
     try: d = tomllib.loads(f'v = {text}')
     except (ValueError, RecursionError): return text.strip()
-    return d['v'] if len(d) == 1 else text.strip()
+    return d['v'] if len(d) == 1 and not nested(d, 50) else text.strip()
 
 # %% ../nbs/01_recipe.ipynb #n1847554
 def apply_overrides(
