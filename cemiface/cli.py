@@ -406,7 +406,8 @@ def main(
         ending = outcome(e)
         if ending is None: raise
         code, why = ending
-        why = str(why).replace('\n', '\\n')                    # a name may hold one
+        why = str(why).replace('\n', '\\n')                    # a name may hold one, and be long
+        if len(why) > 1000: why = f'{why[:700]} ... {why[-200:]}'
         log(f'cemiface: {why}{"; the same command goes on from here" if code > 2 else ""}')
         return code
     finally: write_out('', sys.stderr)

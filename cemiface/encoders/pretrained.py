@@ -408,6 +408,10 @@ def encoder_with(
     except Exception as e: raise CemiFaceError(f'{path} describes no face encoder: {e}') from e
     weights = weights_of(plan)
     encoder = FaceEncoder(**settings)
+    for name in ('mean', 'std'):
+        ours, theirs = getattr(encoder, f'pixel_{name}'), weights.get(f'pixel_{name}')
+        if theirs is not None and not torch.allclose(ours, theirs.float()):
+            raise CemiFaceError(f'{path}: {name} of the settings is not that of the weights; get both anew')
     encoder.load_state_dict(weights, strict=False)
     rng = torch.Generator().manual_seed(0)
     try: e = encoder(torch.rand(2, 3, encoder.config.height, encoder.config.width, generator=rng)*2-1)
@@ -437,10 +441,12 @@ def encoder_from_folder(
     config = read_json(path/'config.json', 'encoder')
     if config.get('_class_name')!='FaceEncoder':
         raise CemiFaceError(f'{path} does not hold a face encoder of ours; of another, give the file')
-    settings = {k: v for k,v in config.items() if not k.startswith('_')}|settings
     file = weights_file(path)
-    def weights(plan): return weights_for(plan, read_tensors(file), file, plan.config.arch)
-    return encoder_with(settings, path/'config.json', weights)
+    def weights(plan):
+        found = weights_for(plan, read_tensors(file), file, plan.config.arch)
+        return {k: v for k,v in found.items() if k.removeprefix('pixel_') not in settings}
+    kept = {k: v for k,v in config.items() if not k.startswith('_')}
+    return encoder_with(kept|settings, path/'config.json', weights)
 
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #cef97585
