@@ -10,6 +10,7 @@ __all__ = ['BASH', 'build_parser', 'completions', 'fish_script', 'completion_scr
 import argparse
 import json
 import os
+import signal
 import sys
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -348,7 +349,9 @@ def outcome(
 ): # exit code and sentence; None where it is a bug
     "What an exception means for the user"
     interrupted = [o for o in causes(e) if isinstance(o, KeyboardInterrupt)]
-    if interrupted: return (143, 'terminated') if isinstance(interrupted[0], Terminated) else (130, 'interrupted')
+    if interrupted:
+        number = interrupted[0].args[0] if isinstance(interrupted[0], Terminated) else signal.SIGINT
+        return 128+number, 'interrupted' if number == signal.SIGINT else 'terminated'
     if isinstance(e, CemiFaceError): return 2, e
     if any(map(lacks_memory, causes(e))):
         return 2, ('the memory is used up; ask for smaller batches, images, networks or sets, '

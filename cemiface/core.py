@@ -6,7 +6,7 @@
 __all__ = ['FORMAT_VERSION', 'CemiFaceError', 'printable', 'log', 'progress', 'stable_seed', 'atomic_path', 'sweep', 'plain',
            'write_text', 'write_json', 'check_version', 'read_text', 'read_json', 'fingerprint', 'sha256_file',
            'differences', 'table_of', 'RunFolder', 'versions', 'text_table', 'csv_text', 'Terminated', 'in_main_thread',
-           'graceful_signals', 'held_signals']
+           'stopping_signals', 'graceful_signals', 'held_signals']
 
 # %% ../nbs/00_core.ipynb #c3ea7c30
 import contextlib
@@ -426,31 +426,38 @@ def csv_text(
 
 # %% ../nbs/00_core.ipynb #c7ef7c8a
 class Terminated(KeyboardInterrupt):
-    "SIGTERM arrived"
+    "SIGTERM arrived, or SIGHUP, as when a terminal is closed; the number of the signal is its argument"
 
 def in_main_thread()->bool:
     "Whether signals arrive in this thread"
     return threading.current_thread() is threading.main_thread()
 
+def stopping_signals()->list[int]:
+    "The signals that ask a process to end: SIGTERM, and SIGHUP where there is one; none outside the main thread"
+    known = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP')]
+    return [number for number in known if number] if in_main_thread() else []
+
 # %% ../nbs/00_core.ipynb #c272e03d
 @contextlib.contextmanager
 def graceful_signals():
-    "Raise Terminated on SIGTERM while the body runs (in the main thread; elsewhere signals never arrive)"
-    def terminate(number, frame): raise Terminated
-    old = signal.signal(signal.SIGTERM, terminate) if in_main_thread() else None
+    "Raise Terminated on SIGTERM and SIGHUP while the body runs, in the main thread; nohup still holds"
+    def terminate(number, frame): raise Terminated(number)
+    old = {}
+    for number in stopping_signals():
+        if signal.getsignal(number) != signal.SIG_IGN: old[number] = signal.signal(number, terminate)
     try: yield
     finally:
-        if old is not None: signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items(): signal.signal(number, handler)
 
 # %% ../nbs/00_core.ipynb #c7d4c040
 @contextlib.contextmanager
 def held_signals():
-    "Yield a function: has SIGINT or SIGTERM arrived? It takes effect after the body, a second one at once"
+    "Yield a function: has SIGINT, SIGTERM or SIGHUP arrived? It takes effect after the body, a second at once"
     came, handlers = [], {}
     def note(number, frame):
         if came: handlers[number](number, frame)
         came.append(number)
-    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread() else ():
+    for number in ([signal.SIGINT] if in_main_thread() else [])+stopping_signals():
         handler = signal.getsignal(number)
         if callable(handler): handlers[number] = handler     # not one that is ignored, or that kills
     for number in handlers: signal.signal(number, note)
