@@ -411,7 +411,7 @@ def main(
         code, why = ending
         why = str(why).replace('\n', '\\n')                    # a name may hold one, and be long
         if len(why) > 1000: why = f'{why[:700]} ... {why[-200:]}'
-        log(f'cemiface: {why}{"; the same command goes on from here" if code > 2 else ""}')
+        log(f'cemiface: {why}{"; start the same command again" if code > 2 else ""}')
         return code
     finally: write_out('', sys.stderr)
 

@@ -70,7 +70,7 @@ def test_generate_killed(cemiface, finished, tmp_path):
 
 SIGNALS = [(signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'terminated')]
 
-def told(err, word): return err.splitlines()[-1]==f'cemiface: {word}; the same command goes on from here' and 'Traceback' not in err
+def told(err, word): return err.splitlines()[-1]==f'cemiface: {word}; start the same command again' and 'Traceback' not in err
 
 @pytest.mark.parametrize('sig, code, word', SIGNALS)
 def test_interrupted(cemiface, tmp_path, finished, sig, code, word):
