@@ -37,6 +37,13 @@ from tqdm import tqdm
 class CemiFaceError(Exception):
     "A mistake of the user, told in one sentence that names the file or key and what to do"
 
+# %% ../nbs/00_core.ipynb #n2210011
+def require_kind(value, kind, name): # an argument, its class, its name
+    "Refuse an argument of another class, as when two are exchanged. Raises CemiFaceError"
+    if isinstance(value, kind): return
+    raise CemiFaceError(f'{name} should be a {kind.__name__}, but it is a {type(value).__name__}; '
+                        'check the order of the arguments')
+
 # %% ../nbs/00_core.ipynb #c045da0f
 def printable(
     text:object, # what is to be printed

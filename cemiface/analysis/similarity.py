@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import CemiFaceError, log, text_table
+from ..core import CemiFaceError, log, require_kind, text_table
 from ..data.faces import FaceSet
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed_set, FaceEncoder, of_one_colour
@@ -361,6 +361,7 @@ def analyse(
     name:str|None=None, # of the judge; by default its architecture and fingerprint
 )->Analysis:
     "Measure a set by one judge; CemiFaceError for labels without an inquiry"
+    require_kind(judge, FaceEncoder, 'judge')
     name = name or f'{judge.config.arch} {judge.fingerprint[:8]}'
     e, y = set_embeddings(judge, faces, cache, device), faces.labels
     similarity = near = rank = around = None

@@ -509,7 +509,7 @@ def _is_finished(out, key):
 
 def train_recogniser(
     faces:FaceSet, # labelled set
-    cfg:CosFaceConfig, # recipe
+    cfg:CosFaceConfig, # settings: section `recogniser` of a recipe, or the whole recipe
     out=None, # folder for the recogniser; beside it, NAME.state while training
     pairs:PairSet|None=None, # verified on while training
     seed=0, # of everything random
@@ -519,7 +519,7 @@ def train_recogniser(
     """Train, resume or load the recogniser of a set.
 
     Raises CemiFaceError for a bad set, a loss that is no number, or another run's folder."""
-    device = device or default_device()
+    cfg, device = getattr(cfg, 'recogniser', cfg), device or default_device()
     if out is None: return fit_recogniser(recogniser_learner(faces, cfg, pairs, seed, device), cbs=cbs)
     decides = asdict(cfg)
     del decides['compile']                             # changes the speed only
