@@ -226,6 +226,8 @@ def do_generate(a):
     with processes(pipe.device.type == 'cpu').main_process_first():
         inquiries = write_inquiries(chosen, inquiries_at)
     write_set(pipe, inquiries, asked, out, a.image_format)
+    with open(out/'manifest.jsonl', encoding='utf-8') as f: more = sum(1 for _ in f)-images
+    if more > 0: text += f'; {more:,} faces of a larger request are there, too'
     return facts, text
 
 # %% ../nbs/81_verbs.ipynb #c014
@@ -294,7 +296,7 @@ def do_verify(a):
 def do_analyse(a):
     "What a set is"
     from cemiface.analysis.leakage import leakage_beside_nonmembers, leakage_words, PROMISE
-    from cemiface.analysis.similarity import analyse
+    from cemiface.analysis.similarity import analyse, inquiries_by_name
     from cemiface.data.formats import find_inquiries
     from cemiface.encoders.pretrained import load_encoder
     judge, device = load_encoder(a.judge), device_of(a)
@@ -302,6 +304,7 @@ def do_analyse(a):
     faces, photos = open_faces(a.faces, size), open_faces(a.against, size)
     found_at = find_inquiries(a.faces)
     inquiries = open_faces(a.inquiries or (found_at if found_at.is_dir() else None), size)
+    if inquiries: inquiries = inquiries_by_name(faces, inquiries)
     known = photos is not None and photos.identities > 1
     found = analyse(faces, judge, inquiries, None if known else photos, device=device)
     if not known: return asdict(found), str(found)

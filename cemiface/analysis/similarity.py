@@ -350,6 +350,18 @@ def file_of(
     "How a reader finds a face"
     return i if faces.files is None else str(faces.files[i])
 
+# %% ../../nbs/60_analysis.similarity.ipynb #n2892735
+def inquiries_by_name(faces, inquiries): # a labelled set, and its inquiries; without labels they are in order
+    "The inquiry of each identity of a set. Raises CemiFaceError where one is absent, or there are two"
+    if not inquiries.identities: return inquiries
+    if len(inquiries) != inquiries.identities:
+        raise CemiFaceError(f'{inquiries.root or "inquiries"}: there are {len(inquiries)} faces of '
+                            f'{inquiries.identities} people; give one inquiry of each')
+    rows = {inquiries.names[label]: row for row, label in enumerate(inquiries.labels)}
+    lacking = [name for name in faces.names if name not in rows]
+    if lacking: raise CemiFaceError(f'{inquiries.root or "inquiries"} has no inquiry of {lacking[0]}; add it')
+    return inquiries.subset([rows[name] for name in faces.names])
+
 # %% ../../nbs/60_analysis.similarity.ipynb #c896a777
 def analyse(
     faces:FaceSet, # a synthetic set, or any other
