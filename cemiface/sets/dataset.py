@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Layout', 'layout_of', 'face_file', 'is_there', 'numbers_of', 'face_record', 'deciding_settings', 'is_number',
            'numbered_rows', 'is_line', 'faces_on_disk', 'in_batches', 'my_batches', 'merge_manifests', 'embed_alone',
-           'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'all_there', 'write_set', 'read_set',
-           'make_set', 'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record',
-           'numbered_inquiries', 'make_screened_set']
+           'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set', 'make_set',
+           'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record', 'numbered_inquiries',
+           'make_screened_set']
 
 # %% ../../nbs/41_sets.dataset.ipynb #c004
 import contextlib
@@ -310,16 +310,6 @@ def open_set(
     with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
     return folder, request, settings
 
-# %% ../../nbs/41_sets.dataset.ipynb #n5734963
-def all_there(
-    out:Path, # folder of the set
-    layout:Layout, # of the set
-    image_format:str, # png or jpg
-)->bool:
-    "Whether no face of a finished set was taken away or emptied; what is absent is drawn again"
-    wanted = ((identity, k) for identity, count in enumerate(layout.counts.tolist()) for k in range(count))
-    return all(is_there(face_file(out, *who, image_format)) for who in wanted)
-
 # %% ../../nbs/41_sets.dataset.ipynb #c027
 def write_set(
     pipe:CemiFacePipeline, # generator
@@ -334,11 +324,11 @@ def write_set(
     sources = [dict(path=file, sha256=sha256_file(Path(inquiries.root)/file)) if count else None
                for file, count in zip(inquiries.files, layout.counts)]
     key = fingerprint(settings, layout.counts, sources)
-    if folder.done('faces', key) and all_there(out, layout, image_format): return layout
     def record(identity, index, similarity):
         return face_record(identity, index, similarity, request, sources[identity], image_format)
     with ranks.main_process_first(): have = faces_on_disk(out, layout, sources, image_format, record)
     ranks.wait_for_everyone()
+    if folder.done('faces', key) and have.all(): return layout
     batches = my_batches(np.flatnonzero(~have), request.sampling.batch, ranks)
     drawn = drawn_batches(pipe, inquiries, request, layout, batches)
     write_faces(out, drawn, record, image_format, ranks.process_index, sum(map(len, batches)))
