@@ -249,8 +249,9 @@ def align_folder(
     names = [name for name, _ in scan_folder(root, left_out)]
     faces_of.check([name.as_posix() for name in names])
     refuse_own_names((name.parent for name in names), root)
-    settings = dict(photos=fingerprint([(name, size_and_time(root/name)) for name in names]), size=size,
-                    faces=faces_of.key, rules=asdict(rules), image_format=image_format)
+    state = fingerprint([(name, size_and_time(root/name)) for name in names])
+    settings = dict(photos=f'{len(names)} with names, sizes and times {state}', size=size, faces=faces_of.key,
+                    rules=asdict(rules), image_format=image_format)
     RunFolder.open(out, fingerprint('align', root.resolve(), settings), 'aligned', settings)
     make_folders(out, (name.parent for name in names), root)
     stem_of = stems_of(names)
