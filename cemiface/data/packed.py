@@ -320,7 +320,8 @@ def tar_files(path, data): # FILE.tar, for the error, and its bytes
     if len(rest) > 2**26 or rest.any():
         raise CemiFaceError(f'{path} is damaged at byte {tar.offset}, or is several tars in one; '
                             'fetch it again, or name the tars one by one')
-    if len(rest) < 512: log(f'{path} stops without the end mark of a tar; it may be cut off, so compare its size')
+    if not 512 <= len(rest) <= 2**14:                       # no end mark, or a download that was not filled
+        log(f'{path} ends in {len(rest):,} zeros, unlike a whole tar; it may be cut off, so compare its size')
 
 # %% ../../nbs/11_data.packed.ipynb #n0735956
 def dotted_stems(path): # a path without its suffix
