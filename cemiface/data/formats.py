@@ -555,7 +555,7 @@ def identities_of_paths(names, where, left_out): # paths in an archive, its name
         raise CemiFaceError(f'{where} does not tell whether {printable(deepest)} shows {printable(choice)}; '
                             'put all images of a person into one folder, IDENTITY/FILE')
     if shared:
-        top = printable('/'.join(shared))
+        top = printable('/'.join(shared))+'/'
         log(f'{where}: each folder in {top} counts as a person, as {printable(min(people)[-1])}; '
             f'if {top} is one person, put its images into one folder')
     used = {}
