@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import as_json, contents, in_process, refused, root, sets
+from PIL import Image
 
 shared = Path(os.environ.get('CEMIFACE_SHARED', root/'..'/'shared'))
 
@@ -208,7 +209,8 @@ def test_names_cannot_escape(cemiface, finished, tmp_path, name):
 def test_links_are_not_followed_out(cemiface, tmp_path):
     with tarfile.open(tmp_path/'x.tar', 'w') as t:
         m = tarfile.TarInfo('a'); m.type, m.linkname = tarfile.SYMTYPE, str(tmp_path); t.addfile(m)
-        for k in ('a/1.png', 'b/2.png'): m = tarfile.TarInfo(k); m.size = 3; t.addfile(m, io.BytesIO(b'png'))
+        picture = io.BytesIO(); Image.new('RGB', (8, 8)).save(picture, 'PNG')
+        for k in ('a/1.png', 'b/2.png'): m = tarfile.TarInfo(k); m.size = len(picture.getvalue()); t.addfile(m, io.BytesIO(picture.getvalue()))
         m = tarfile.TarInfo('b/3.png'); m.type, m.linkname = tarfile.LNKTYPE, '/etc/passwd'; t.addfile(m)
     assert cemiface('unpack', '--from', 'x.tar', '--to', 'new').code==0
     assert set(images(tmp_path/'new'))=={'a/1.png', 'b/2.png'} and not (tmp_path/'1.png').exists() and not (tmp_path/'new'/'a').is_symlink()

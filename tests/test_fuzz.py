@@ -130,7 +130,8 @@ def fuzz_bin(d):
     return seeds, case, dict(head=200)
 
 def fuzz_manifest(d):
-    from cemiface.data.formats import manifest_line, read_manifest, scan_manifest, write_metadata
+    from cemiface.data.formats import manifest_line, read_manifest, scan_manifest
+    from cemiface.data.packing import write_metadata
     in_folder(d)
     facts = dict(index=0, m=.5, control='sphere', seed=1, similarity=.3, inquiry=dict(path='a', sha256='b'))
     good = ''.join(manifest_line(identity=i, file=f'{i:06d}/00{i}.png', **facts) for i in range(3))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cemiface.core import CemiFaceError
+from cemiface.data.align import align_folder, ListedFaces
 from cemiface.data.formats import IMAGE_SUFFIXES, LeftOut
 from cemiface.data.packed import read_bin, record, scan, tar_shards
 from cemiface.data.packing import pack, unpack
@@ -53,13 +54,16 @@ def put(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
-# Names as people give them: dots, blanks, accents, brackets, other scripts; none is hidden, or too long
+# Names as people give them: dots, blanks, accents, brackets, other scripts; some are hidden, none is too long
 
 letters = st.sampled_from([*'abcxyzAB0129', '.', ' ', '-', '_', '[', ']', '*', '{', '%', 'é', 'e\u0301', '李', '\'', '"', '&', '#'])
 words = st.lists(letters, min_size=1, max_size=8).map(''.join).filter(lambda o: not o.startswith('.') and o.strip(' .'))
+any_words = st.tuples(st.sampled_from(['']*9+['.', '._']), words).map(''.join)
 suffixes = st.sampled_from(IMAGE_SUFFIXES).flatmap(lambda o: st.sampled_from([o, o.upper()]))
 kinds = st.sampled_from(['image']*6+['text', 'pipe', 'dead link', 'link', 'link to text', 'heic', 'no suffix', 'no image'])
-trees = st.lists(st.tuples(st.lists(words, max_size=3), words, suffixes, kinds), min_size=1, max_size=14)
+trees = st.lists(st.tuples(st.lists(any_words, max_size=3), any_words, suffixes, kinds), min_size=1, max_size=14)
+
+def hidden(path): return any(o.startswith('.') for o in path.split('/'))
 
 def write_tree(root, tree):
     "Write it; {path: its bytes} of the images that can be read, and the number of images in all"
@@ -84,11 +88,12 @@ def write_tree(root, tree):
         total += kind != 'no image'
         if kind in ('image', 'link'): written[PurePosixPath(*folders, name).as_posix()] = content
         if kind == 'no suffix' and Path(name).suffix.lower() in IMAGE_SUFFIXES: written[PurePosixPath(*folders, name).as_posix()] = content
-    return written, total
+    return {k: v for k, v in written.items() if not hidden(k)}, total
 
 @few
 @given(trees)
 @example([(['p0'], '1', '.jpg', 'image'), (['p2', 's1'], '1', '.jpg', 'image'), (['p3'], '1', '.gif', 'image'), (['p4'], '1', '.jpg', 'heic')])
+@example([(['p0'], '.1', '.jpg', 'image'), (['.p1'], '1', '.jpg', 'image'), (['p1'], '1', '.jpg', 'image'), (['p2', '.s'], '1', '.heic', 'heic')])
 @example([(['p0'], 's', '.png', 'link to text'), (['p0'], 'x', '.png', 'pipe'), (['p1'], 'x', '.png', 'image')])
 def test_a_folder_is_used_or_accounted_for(tree):
     with folder() as d:
@@ -132,6 +137,60 @@ def tar_of(path, files):
             else: member.size = len(content)
             tar.addfile(member, io.BytesIO(content or b''))
     return path
+
+def damaged(raw, how, at, bit):
+    "A tar that is damaged outside of its images, or cut off"
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar: starts = [o.offset for o in tar]
+    start, blocks = starts[at%len(starts)], len(raw)//512
+    if how == 'flip': return raw[:start+bit//8]+bytes([raw[start+bit//8] ^ 1 << bit%8])+raw[start+bit//8+1:]
+    after = raw[start+512*(1+bit%3):]
+    if how == 'zeros':
+        assume(any(after))                                   # else it is a shorter tar
+        return raw[:start]+bytes(512*(1+bit%3))+after
+    if how == 'cut and filled': return raw[:start]+bytes(2**15+bit)
+    if how == 'hole': return raw[:start+512]+raw[start+1024:]
+    if how == 'cut between members': return raw[:start]
+    if how == 'cut': return raw[:512*(at%blocks)+bit%512]
+    return raw+(raw if how == 'twice' else bytes(512*(at%9))+b'more')
+
+@few
+@given(st.lists(st.sampled_from(['p0/%d.png', 'p1/%d.png', 'p2/%d.txt']), min_size=2, max_size=9),
+    st.sampled_from(['flip', 'zeros', 'hole', 'cut between members', 'cut and filled', 'cut', 'twice', 'more']), st.integers(0, 99), st.integers(0, 4095))
+@example(['p0/%d.png']*9, 'flip', 4, 1190)
+@example(['p0/%d.png']*9, 'twice', 0, 0)
+@example(['p0/%d.png']*9, 'cut between members', 4, 0)
+@example(['p0/%d.png']*9, 'cut and filled', 4, 0)
+def test_no_member_of_a_damaged_tar_is_lost(names, how, at, bit):
+    "It is refused with the byte, or everything is there, or one line says that the end is missing"
+    files = [(o%k, b'a text' if o.endswith('txt') else picture(k)) for k, o in enumerate(names)]
+    images = sum(o.endswith('png') for o, _ in files)
+    assume(images)
+    with folder() as d:
+        raw = damaged(tar_of(d/'x.tar', files).read_bytes(), how, at, bit)
+        put(d/'x.tar', raw or b'0')
+        account = LeftOut()
+        entries, err = quiet(scan, d/'x.tar', account)
+        if isinstance(entries, CemiFaceError): assert 'x.tar' in str(entries) and '\n' not in str(entries)
+        else: assert len(entries)+len(account) == images or how.startswith('cut') and 'may be cut off' in err
+
+@few
+@given(st.sampled_from(['', ' ', '\n']), st.integers(0, 40), st.sampled_from(['7', '0', '', '-1', '1 7', 'x']), st.sampled_from(['', ' '*30, ' '*40+'7', '\n']))
+def test_a_label_is_read_whole_or_refused(before, zeros, number, after):
+    text = before+'0'*zeros+number+after
+    with folder() as d:
+        tar_of(d/'x.tar', [('1.png', picture(1)), ('1.cls', text.encode())])
+        entries, _ = quiet(scan, d/'x.tar')
+        if isinstance(entries, CemiFaceError): assert '1.cls is no number' in str(entries) and (len(text) > 18 or not text.strip().isdigit())
+        else: assert entries[0].identity == f'{int(text):06d}'
+
+@few
+@given(st.one_of(st.integers(-3, 9), st.sampled_from(['1', '2', None, 1.5])))
+def test_a_later_version_is_refused(version):
+    with folder() as d:
+        facts = json.dumps(dict(format_version=version, file='Al/1.png', identity='Al')).encode()
+        entries, _ = quiet(scan, tar_of(d/'x.tar', [('7.png', picture(1)), ('7.json', facts)]))
+        if isinstance(entries, CemiFaceError): assert version > 1 and 'update cemiface' in str(entries)
+        else: assert [o.identity for o in entries] == ['Al' if version == 1 else None]
 
 def used_of(entries): return Counter((o.identity, o.read()) for o in entries)
 
@@ -182,8 +241,10 @@ def test_levels_of_a_tar_never_merge_people(drawn, dot):
         files = [('/'.join([*(['.'] if dot else []), *folders, stem+'.png']), picture(k)) for k, (folders, stem) in enumerate(drawn)]
         tar_of(d/'x.tar', files)
         account = LeftOut()
-        entries, _ = quiet(scan, d/'x.tar', account)
+        entries, err = quiet(scan, d/'x.tar', account)
         never_merged(entries, account, [(folders, picture(k)) for k, (folders, _) in enumerate(drawn)])
+        used = [] if isinstance(entries, CemiFaceError) else [folders for k, (folders, _) in enumerate(drawn) if picture(k) in {o.read() for o in entries}]
+        if any(len(o) > 1 for o in used): assert 'counts as a person' in err
         if {len(folders) for folders, _ in drawn} == {1}: assert {o.identity for o in entries} == {folders[-1] for folders, _ in drawn}
 
 @few
@@ -206,16 +267,18 @@ separators = st.sampled_from(['/', '\\'])
 roots = st.sampled_from(['', '/raid/faces/', 'D:\\faces\\', './', 'faces/'])
 
 @few
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), words, st.booleans()), min_size=1, max_size=9), separators, roots,
-    st.sampled_from(['', '_0', '.bin']), st.booleans(), st.booleans())
-def test_a_rec_is_used_or_accounted_for(drawn, slash, top, end, levels, odd_list):
-    "Labels decide; a list of any system adds names; what the index does not name is counted"
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), any_words, st.booleans(), st.sampled_from(['']*9+['.'])), min_size=1, max_size=9),
+    separators, roots, st.sampled_from(['', '_0', '.bin']), st.booleans(), st.booleans(), st.integers(0, 12))
+@example([(1, 0, 'a', True, ''), (2, 0, '.b', True, ''), (3, 0, 'c', True, '.')], '/', '', '', False, True, 0)
+def test_a_rec_is_used_or_accounted_for(drawn, slash, top, end, levels, odd_list, junk):
+    "Labels decide; a list of any system adds names; what the index does not name is counted, and so is what is no image"
     with folder() as d:
         rec, idx, lst, at, total = b'', [], [], 0, len(drawn)
-        for k, (who, video, stem, listed) in enumerate(drawn, 1):
-            raw = image_record(who, k, picture(k))
+        contents = {k: b'junk'*(k%2) if k == junk else picture(k) for k in range(1, total+1)}
+        for k, (who, video, stem, listed, dot) in enumerate(drawn, 1):
+            raw = image_record(who, k, contents[k])
             if listed or k == 1: idx.append(f'{k}\t{at}\n')
-            place = slash.join([f'p{who}', *([f'v{video}'] if levels else []), f'{stem}.jpg{end}'])
+            place = slash.join([f'{dot}p{who}', *([f'v{video}'] if levels else []), f'{stem}.jpg{end}'])
             lst.append(f'{k}\t{who}\t{top}{place}\n')
             rec, at = rec+raw, at+len(raw)
         put(d/'x.rec', rec)
@@ -223,17 +286,22 @@ def test_a_rec_is_used_or_accounted_for(drawn, slash, top, end, levels, odd_list
         if odd_list: put(d/'x.lst', ''.join(lst).encode())
         account = LeftOut()
         entries, err = quiet(scan, d/'x.rec', account)
-        used = [(who, picture(k)) for k, (who, _, _, listed) in enumerate(drawn, 1) if listed or k == 1]
+        used = {k: who for k, (who, _, _, listed, _) in enumerate(drawn, 1) if listed or k == 1}
         if isinstance(entries, CemiFaceError):
-            assert not any(who for who, _ in used)           # every label is 0, and the folders do not say who it is
+            assert not any(used.values()) or odd_list        # every label is 0, and the folders do not say who it is; or all are hidden
             return
         assert len(entries)+len(account) == total
-        of = {o.read(): o.identity for o in entries}
-        if any(who for who, _ in used):
-            assert len(entries) == len(used)
-            for (a, x), (b, y) in itertools.combinations(used, 2): assert (a == b) == (of[x] == of[y])
+        whose = {o: next(who for k, who in used.items() if contents[k] == o.read()) for o in entries}
+        if any(used.values()):
+            assert len(entries)+account.counts().get('a hidden name', 0) == len(used)
+            for a, b in itertools.combinations(entries, 2): assert (a.identity == b.identity) == (whose[a] == whose[b])
+        assert not any(hidden(o.name) for o in entries)
         facts, _ = quiet(unpack, d/'x.rec', d/'new')
-        assert facts['images'] == len(entries)
+        if isinstance(facts, CemiFaceError):
+            assert 'no image that can be used' in str(facts) and len(entries) == 1
+            return
+        assert facts['images']+sum(facts.get('left_out', {}).values()) == total
+        assert facts['images'] == len((d/'new'/'metadata.jsonl').read_text().splitlines()) == len(scan(d/'new', LeftOut()))
 
 @few
 @given(st.lists(st.tuples(st.sampled_from(['p0', 'p1', 'p2']), st.sampled_from(['1', '2']), st.integers(0, 9)), min_size=1, max_size=9, unique=True))
@@ -277,6 +345,56 @@ def test_only_the_star_of_a_pattern_is_a_pattern(name, n):
         put(d/'other'/'x-9.tar', b'')
         assert tar_shards(d/name/'x-*.tar') == [d/name/f'x-{k}.tar' for k in range(n)]
         assert tar_shards(d/name/f'x-{{0..{n-1}}}.tar') == [d/name/f'x-{k}.tar' for k in range(n)]
+
+@pytest.mark.parametrize('name', ['metadata.jsonl', 'Dropped.txt', 'manifest.jsonl', 'RUN.json'])
+@pytest.mark.parametrize('to', ['x.rec', 'X.TAR', 'x-%03d.Tar', 'x.REC'])
+def test_a_person_called_like_a_file_of_ours(tmp_path, name, to):
+    for k, who in enumerate((name, 'Bo')): put(tmp_path/'in'/who/f'{k}.png', picture(k))
+    assert quiet(pack, tmp_path/'in', tmp_path/'a'/'..'/'out'/to)[0]['identities'] == 2 and not (tmp_path/'a').exists()
+    assert (tmp_path/'out'/to.replace('%03d', '000')).is_file()
+    refusal, err = quiet(unpack, tmp_path/'out'/to.replace('%03d', '*'), tmp_path/'new')
+    assert f'a person called {name}' in str(refusal) and '.cemiface' not in str(refusal)+err and not (tmp_path/'new').exists()
+
+# Aligning again, after photos changed; one name written in two ways
+
+photo_names = ['a.png', 'a.bmp', 'e\u0301.png', '\xe9.png', 'b.png']
+
+def photo(k):
+    out = io.BytesIO()
+    Image.radial_gradient('L').resize((112+k, 112)).convert('RGB').save(out, 'BMP')
+    return out.getvalue()
+
+def marks_of(k): return ' '.join(f'{x+k} {y}' for x, y in [(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])
+
+def faces_in(out): return {o.name: o.read_bytes() for o in out.glob('*.png')}
+
+@settings(few, max_examples=30)
+@given(st.dictionaries(st.sampled_from(photo_names), st.integers(0, 5), min_size=1), st.lists(st.sampled_from(photo_names), min_size=1, unique=True),
+    st.dictionaries(st.sampled_from(photo_names), st.one_of(st.none(), st.integers(0, 5)), max_size=2))
+@example({'\xe9.png': 0, 'e\u0301.png': 1}, ['\xe9.png'], {})
+@example({'a.png': 0}, ['a.png'], {'a.png': 3})
+@example({'a.png': 0, 'b.png': 0}, ['a.png'], {'b.png': None})
+@example({'a.png': 0}, ['a.png', 'a.bmp'], {'a.bmp': 1})
+def test_a_face_is_of_its_photo_and_its_landmarks(photos, listed, changes):
+    with folder() as d:
+        for name, k in photos.items(): put(d/'in'/name, photo(k))
+        (d/'marks.txt').write_text(''.join(f'{o} {marks_of(k)}\n' for k, o in enumerate(listed)), encoding='utf-8')
+        def align(out): return quiet(lambda: align_folder(d/'in', d/out, ListedFaces(d/'marks.txt'), workers=1))
+        facts, err = align('faces')
+        form = Counter(unicodedata.normalize('NFC', o) for o in photos)
+        if isinstance(facts, CemiFaceError): assert not set(listed) & set(photos)
+        else:
+            extra = [o for o in listed if o not in photos and form[unicodedata.normalize('NFC', o)] != 1]
+            assert facts['aligned'] <= len({*photos} & {*listed})+sum(form[unicodedata.normalize('NFC', o)] == 1 for o in listed if o not in photos)
+            assert not extra or 'are not here' in err
+        for name, k in changes.items():
+            (d/'in'/name).unlink(missing_ok=True)
+            if k is not None: put(d/'in'/name, photo(k))
+        again, _ = align('faces')
+        new, _ = align('new')
+        if not isinstance(again, CemiFaceError): assert again == new and faces_in(d/'faces') == faces_in(d/'new')
+        elif not isinstance(new, CemiFaceError): assert 'holds another run, with photos' in str(again)
+        if not changes: assert str(again) == str(facts)
 
 # Sentences
 

@@ -14,17 +14,18 @@ import re
 import sys
 import threading
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..core import CemiFaceError, fingerprint, RunFolder, sha256_file
+from ..core import CemiFaceError, fingerprint, log, RunFolder, sha256_file
 from ..recipe import setting
-from .formats import (
-    BadImage, in_threads, LeftOut, loaded_image, make_folders, printable, read_columns, scan_folder)
-from .faces import picture_to_bytes, save_image
+from cemiface.data.formats import (
+    BadImage, in_threads, LeftOut, loaded_image, make_folders, printable, read_columns, refuse_own_names,
+    scan_folder)
+from .faces import picture_to_bytes, save_image, size_and_time
 
 # %% ../../nbs/13_data.align.ipynb #c5257c83
 LANDMARKS = 'left eye', 'right eye', 'nose', 'left corner of the mouth', 'right corner of the mouth'
@@ -128,9 +129,9 @@ def read_landmarks(
     return names, rows[:, :10].reshape(-1, 5, 2), rows[:, 10]
 
 # %% ../../nbs/13_data.align.ipynb #n6491756
-def photo_key(name): # path of a photo
-    "A path as it is looked up: an accent may be written in two ways, and a system may change it"
-    return unicodedata.normalize('NFC', Path(name).as_posix())
+def composed(name): # path of a photo
+    "The same for the ways to write an accent, of which a system may choose another"
+    return unicodedata.normalize('NFC', name)
 
 # %% ../../nbs/13_data.align.ipynb #c4864b7c
 class ListedFaces:
@@ -139,16 +140,25 @@ class ListedFaces:
         path:str|Path, # as for read_landmarks
     ):
         self.path, self.key, self.faces = path, sha256_file(path), collections.defaultdict(list)
+        self.spelling = {}
         for name, points, score in zip(*read_landmarks(path)):
-            self.faces[photo_key(name)].append((points, float(score)))
+            self.faces[Path(name).as_posix()].append((points, float(score)))
 
     def check(self,
         names:list[str], # paths of the photos
     ):
-        "Raises CemiFaceError when the list is about other photos"
-        if self.faces.keys().isdisjoint(map(photo_key, names)):
+        "Match photos and list, and say which photos are absent. Raises CemiFaceError when all are"
+        listed, photos = collections.defaultdict(list), collections.Counter(map(composed, names))
+        for name in self.faces: listed[composed(name)].append(name)
+        self.spelling = {o: listed[composed(o)][0] for o in names
+                         if o not in self.faces and photos[composed(o)] == len(listed[composed(o)]) == 1}
+        absent = self.faces.keys() - names - set(self.spelling.values())
+        if len(absent) == len(self.faces):
             raise CemiFaceError(f'{self.path} is about none of these photos: it names {min(self.faces)}, '
                                 f'for instance; the first photo is {printable(names[0])}')
+        if absent:
+            log(f'{self.path}: {len(absent):,} of the {len(self.faces):,} photos that it names are not here, '
+                f'as {printable(min(absent))}')
 
     def __call__(self,
         name:str, # path of a photo
@@ -156,7 +166,7 @@ class ListedFaces:
         factor:int=1, # by how much the image is smaller than the photo
     )->list: # (landmarks, score) of each face, in pixels of the image
         "The faces of a photo"
-        faces = self.faces.get(photo_key(name), [])
+        faces = self.faces.get(self.spelling.get(name, name), [])
         return [((points+.5)/factor-.5, score) for points, score in faces]
 
 # %% ../../nbs/13_data.align.ipynb #c60c6b1b
@@ -238,8 +248,11 @@ def align_folder(
     root, out, left_out = Path(root), Path(out), LeftOut()
     names = [name for name, _ in scan_folder(root, left_out)]
     faces_of.check([name.as_posix() for name in names])
-    key = fingerprint('align', root.resolve(), faces_of.key, size, rules, image_format)
-    RunFolder.open(out, key, 'aligned')
+    refuse_own_names((name.parent for name in names), root)
+    state = fingerprint([(name, size_and_time(root/name)) for name in names])
+    settings = dict(photos=f'{len(names)} with names, sizes and times {state}', size=size, faces=faces_of.key,
+                    rules=asdict(rules), image_format=image_format)
+    RunFolder.open(out, fingerprint('align', root.resolve(), settings), 'aligned', settings)
     make_folders(out, (name.parent for name in names), root)
     stem_of = stems_of(names)
     def align(name):

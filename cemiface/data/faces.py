@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIF_TURNS', 'to_float', 'to_uint8', 'save_image', 'to_rgb', 'exif_turn', 'picture_to_bytes', 'decode_image',
-           'as_faces', 'FaceSet', 'FaceStore', 'PairSet']
+           'as_faces', 'FaceSet', 'FaceStore', 'size_and_time', 'PairSet', 'pair_people']
 
 # %% ../../nbs/12_data.faces.ipynb #ce0b5d21
 import collections
@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 from ..core import (
     atomic_path, CemiFaceError, fingerprint, FORMAT_VERSION, log, read_json, stable_seed, write_json)
 from .formats import (
-    Entry, in_threads, LeftOut, loaded_image, make_folders, pair_files, read_pairs, scan_folder)
-from .packed import pair_people, read_bin, scan
+    Entry, in_threads, LeftOut, loaded_image, make_folders, number_in_order, pair_files, read_pairs, scan_folder)
+from .packed import read_bin, scan
 
 # %% ../../nbs/12_data.faces.ipynb #c1a23a82
 def to_float(
@@ -313,7 +313,9 @@ class FaceStore:
         return x if mirror is None else torch.where(mirror.to(self.device)[:, None, None, None], x.flip(3), x)
 
 # %% ../../nbs/12_data.faces.ipynb #cb6d9769
-def _size_and_time(file):
+def size_and_time(
+    file, # a path
+)->tuple: # bytes, and the time of the last change
     "What tells a changed file from the old one; nothing for a dead link"
     try: stat = os.stat(file)
     except OSError: return ()
@@ -321,7 +323,7 @@ def _size_and_time(file):
 
 def _cache_key(entries, size):
     "Fingerprint of what decides the pixels"
-    stamp = functools.cache(_size_and_time)
+    stamp = functools.cache(size_and_time)
     sources = [[o.name, *stamp(o.file), *([o.at] if o.source else [])] for o in entries]
     return fingerprint('faces with reasons', FORMAT_VERSION, size, sources)
 
@@ -427,6 +429,22 @@ class PairSet:
     def fingerprint(self)->str:
         "sha256 of the pixels, as a FaceSet has it"
         return FaceSet(self.images).fingerprint
+
+# %% ../../nbs/12_data.faces.ipynb #cc1ae4a3
+def pair_people(
+    images:list[bytes], # encoded images, 2i and 2i+1 make pair i
+    same:list[bool], # same person?
+)->list[int]: # a number for the person on each image, counted from 0 in the order of their first image
+    "Who is who as far as pairs tell. Where they contradict each other, every pair gets people of its own"
+    from scipy.cluster.hierarchy import DisjointSet  # slow to import, and seldom needed
+    people, pairs = DisjointSet(images), list(zip(images[::2], images[1::2], same))
+    for left, right, yes in pairs:
+        if yes: people.merge(left, right)
+    who = [people[o] for o in images]
+    if any(people.connected(left, right) != yes for left, right, yes in pairs):
+        who = [i//2*2 if same[i//2] else i for i in range(len(images))]
+    number = number_in_order(who)
+    return [number[o] for o in who]
 
 # %% ../../nbs/12_data.faces.ipynb #cf0483ca
 def _distinct(items):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'LeftOut', 'scan_folder', 'inquiries_beside', 'find_inquiries', 'inside', 'Pairs', 'read_pairs',
-           'write_pairs', 'images_by_stem', 'pair_files', 'manifest_line', 'scan_manifest', 'read_manifest',
-           'write_metadata', 'Entry', 'BadImage', 'loaded_image']
+           'write_pairs', 'images_by_stem', 'pair_files', 'manifest_line', 'scan_manifest', 'read_manifest', 'Entry',
+           'BadImage', 'loaded_image']
 
 # %% ../../nbs/10_data.formats.ipynb #ca003401
 import collections
@@ -121,10 +121,13 @@ def map_file(path, kind): # likewise
         except ValueError: raise CemiFaceError(f'{path} is empty; fetch it again') from None
 
 # %% ../../nbs/10_data.formats.ipynb #c7c1109c
-def visible_entries(folder): # an existing one
-    "What lies in a folder, sorted by name, without hidden files"
-    with os.scandir(folder) as entries:
-        return sorted((o for o in entries if not o.name.startswith('.')), key=lambda o: o.name)
+def is_hidden(name): # a relative path
+    "Whether a name in it starts with a dot: such images are left out, whatever holds them"
+    return any(o.startswith('.') and o != '..' for o in PurePosixPath(name).parts)
+
+def sorted_entries(folder): # an existing one
+    "What lies in a folder, by name"
+    with os.scandir(folder) as entries: return sorted(entries, key=lambda o: o.name)
 
 def place_on_disk(path): # a file or folder
     "The same for all names of one file"
@@ -136,6 +139,7 @@ def first_bytes(path): # a file
     if not os.path.isfile(path): return b''
     with reading(path, 'file'), open_regular(path, 'file') as f: return f.read(16)
 
+# %% ../../nbs/10_data.formats.ipynb #n6305334
 def list_images(root, left_out): # a folder, and what gets the images that are not read
     "The images of a folder at any depth: {folder, relative: [names]}, both sorted"
     found, seen, todo = {}, set(), [Path()]
@@ -146,11 +150,19 @@ def list_images(root, left_out): # a folder, and what gets the images that are n
             left_out.add('a link to a folder that is read already', folder)
             continue
         seen.add(place)
-        for o in visible_entries(root/folder):
+        try: entries = sorted_entries(root/folder)
+        except PermissionError:
+            if not is_hidden(folder): raise
+            left_out.add('a hidden folder that cannot be read', folder)
+            continue
+        for o in entries:
+            hidden = is_hidden(folder/o.name)
             if o.is_dir(follow_symlinks=False) or o.is_symlink() and os.path.isdir(o.path):
-                inner.append(folder/o.name)
+                if hidden: todo.insert(0, folder/o.name)        # last, as visible links may lead there
+                else: inner.append(folder/o.name)
                 continue
             why = why_no_image(o.name, functools.partial(first_bytes, o.path))
+            if hidden and why is not None: why = 'a hidden name'
             if why == '' and not (o.is_file(follow_symlinks=False) or os.path.isfile(o.path)):
                 why = 'not a regular file'
             if why: left_out.add(why, folder/o.name)
@@ -384,26 +396,6 @@ def read_manifest(
     "The lines of a manifest, all at once. Raises CemiFaceError like `scan_manifest`"
     return [row for _, row in scan_manifest(path)]
 
-# %% ../../nbs/10_data.formats.ipynb #cf718c8c
-def write_metadata(
-    root:str|Path, # a set: root/IDENTITY/*.png or flat, with or without manifest.jsonl
-)->Path: # the file: one line of JSON an image, with file_name and, in a labelled set, identity and label
-    "Write metadata.jsonl for Hugging Face's imagefolder. Raises CemiFaceError when there are no images"
-    root = Path(root)
-    images = scan_folder(root)
-    label = number_in_order(who for _, who in images)
-    manifest = root/'manifest.jsonl'
-    recorded = {str(row.get('file')): row for row in read_manifest(manifest)} if manifest.is_file() else {}
-    lines = []
-    for path, who in images:
-        facts = dict(file_name=path.as_posix())
-        if who is not None: facts |= dict(identity=who, label=label[who])
-        known = {'format_version', 'identity', 'file', *facts}
-        facts |= {k: v for k, v in recorded.get(path.as_posix(), {}).items() if k not in known}
-        lines.append(json.dumps(facts)+'\n')
-    write_text(root/'metadata.jsonl', ''.join(lines))
-    return root/'metadata.jsonl'
-
 # %% ../../nbs/10_data.formats.ipynb #cfbdb9a4
 class Entry(NamedTuple):
     "An encoded image of a set"
@@ -513,10 +505,20 @@ def in_threads(
             yield result
 
 # %% ../../nbs/10_data.formats.ipynb #n4699336
+OWN_FILES = 'metadata.jsonl', 'manifest.jsonl', 'dropped.txt', 'run.json'
+
+def refuse_own_names(names, source): # of people, and where the names are from
+    "Raises CemiFaceError for a person whose folder would have the name of a file that we write beside it"
+    for name in map(str, names):
+        if name.casefold() in OWN_FILES:
+            raise CemiFaceError(f'{source} holds a person called {name}, which is the name of a file '
+                                'that is written beside the folders of people; rename the person')
+
 def make_folders(root, names, source): # where to make them, of people; where the names are from
     "Make a folder for each person. Raises CemiFaceError on a disk that takes two of their names for one"
-    made = {}
-    for name in sorted(set(names)):
+    names, made = sorted(set(names)), {}
+    refuse_own_names(names, source)
+    for name in names:
         (root/name).mkdir(parents=True, exist_ok=True)
         other = made.setdefault(place_on_disk(root/name), name)
         if other != name:
@@ -552,6 +554,10 @@ def identities_of_paths(names, where, left_out): # paths in an archive, its name
         choice = ' or '.join(PurePosixPath(deepest).parts[max(len(shared)-1, 0):-1])
         raise CemiFaceError(f'{where} does not tell whether {printable(deepest)} shows {printable(choice)}; '
                             'put all images of a person into one folder, IDENTITY/FILE')
+    if shared:
+        top = printable('/'.join(shared))+'/'
+        log(f'{where}: each folder in {top} counts as a person, as {printable(min(people)[-1])}; '
+            f'if {top} is one person, put its images into one folder')
     used = {}
     for i, (name, folders) in enumerate(zip(names, above)):
         if len(folders) == len(shared)+1: used[i] = folders[-1]
@@ -561,7 +567,10 @@ def identities_of_paths(names, where, left_out): # paths in an archive, its name
 
 # %% ../../nbs/10_data.formats.ipynb #n4544285
 def with_unique_names(entries, where, left_out): # images, what to call the set, what gets the doubles
-    "The entries under names that differ"
+    "The entries under names that differ, without those of hidden names"
+    for o in entries:
+        if is_hidden(o.name): left_out.add('a hidden name', o.name)
+    entries = [o for o in entries if not is_hidden(o.name)]
     counts = collections.Counter(o.name for o in entries)
     taken, seen, unique, renamed = set(counts), collections.defaultdict(set), [], []
     for entry in entries:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'record', 'Record', 'RecordFile', 'read_rec', 'write_rec', 'read_tars', 'write_tars', 'read_bin', 'write_bin',
-           'pair_people', 'tar_shards', 'scan']
+           'tar_shards', 'scan']
 
 # %% ../../nbs/11_data.packed.ipynb #cbe91895
 import collections
@@ -26,13 +26,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, log, write_text
+from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, write_text
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
-    map_file, number_in_order, odd_name, open_regular, printable, read_columns, reading, safe_name,
-    say_lookalikes, scan_folder, visible_entries, why_no_image, with_unique_names)
+    is_hidden, map_file, number_in_order, odd_name, open_regular, printable, read_columns, reading, safe_name,
+    say_lookalikes, scan_folder, sorted_entries, why_no_image, with_unique_names)
 
 # %% ../../nbs/11_data.packed.ipynb #c5bc5974
+def without_climbing(path): # what will be written
+    "The path without `..`, for the folder before it may not exist"
+    return Path(path).resolve() if '..' in Path(path).parts else Path(path)
+
 def refuse_existing(*paths): # files or folders that will be written
     "Raises CemiFaceError when one of them exists"
     for path in paths:
@@ -218,6 +222,8 @@ def identities_of_records(path, labels, file, names, left_out): # FILE.rec, labe
     "Whose each image is: by folders of the list when these agree with the labels, else by the labels"
     if any(labels) or not names and len(labels) == 1:
         folders = agreeing_folders(labels, names)
+        if not folders and len({PurePosixPath(o).parent for o in names}) > 1:
+            log(f'{path}: its labels and the folders in {file} tell different people apart; the labels are used')
         return dict(enumerate(folders or [f'{int(o):06d}' for o in labels]))
     if file is None or file.name == 'list.txt':
         advice = f'they are read from {file}' if file else 'put it beside it, or faces count as unlabelled'
@@ -294,7 +300,7 @@ def cut_out(data, at): # a mapped file; first byte and end
 COMPRESSED = b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd', b'PK\3\4'
 
 def tar_files(path, data): # FILE.tar, for the error, and its bytes
-    "Yields name, start, end, regular file? of each visible member of a tar. Raises CemiFaceError"
+    "Yields name, start, end, regular file? of each member of a tar. Raises CemiFaceError when it is damaged"
     last = -1
     try:
         with tarfile.open(fileobj=data, mode='r:') as tar:
@@ -304,13 +310,18 @@ def tar_files(path, data): # FILE.tar, for the error, and its bytes
                 if not last < start <= end <= len(data): raise tarfile.ReadError('it is cut off')
                 last = start
                 parts = PurePosixPath(member.name.lstrip('/')).parts
-                hidden = any(o.startswith('.') and o != '..' for o in parts)
-                if parts and not hidden and not member.isdir():
+                if parts and not member.isdir():
                     yield '/'.join(parts), start, end, member.isreg() and not member.issparse()
     except Exception as e:  # tarfile fails in many ways on bytes that are no tar
         if data[:6].startswith(COMPRESSED):
             raise CemiFaceError(f'{path} is compressed; decompress it') from None
         raise CemiFaceError(f'{path} is no tar of images ({printable(e)}); fetch it again') from None
+    rest = np.frombuffer(data, np.uint8)[tar.offset:]       # tarfile ends quietly at a damaged member
+    if len(rest) > 2**26 or rest.any():
+        raise CemiFaceError(f'{path} is damaged at byte {tar.offset}, or is several tars in one; '
+                            'fetch it again, or name the tars one by one')
+    if not 512 <= len(rest) <= 2**14:                       # no end mark, or a download that was not filled
+        log(f'{path} ends in {len(rest):,} zeros, unlike a whole tar; it may be cut off, so compare its size')
 
 # %% ../../nbs/11_data.packed.ipynb #n0735956
 def dotted_stems(path): # a path without its suffix
@@ -329,6 +340,7 @@ def tar_images(path, data, left_out): # FILE.tar, its bytes, what gets images th
             stem, _, suffix = name.rpartition('.')
             if regular and suffix.lower() in ('cls', 'json'): beside[f'{stem}.{suffix.lower()}'] = start, end
             continue
+        if is_hidden(name): why = 'a hidden name'
         why = why or odd_name(name) or ('' if regular else 'not a regular file')
         if why: left_out.add(why, name)
         else: images.append((name, (start, end)))
@@ -347,18 +359,19 @@ class Label(NamedTuple):
 
 def label_beside(path, data, name, beside): # FILE.tar, its bytes, name of an image, labels of `tar_images`
     "The Label of an image. Raises CemiFaceError when it is broken"
-    stem, _, leaf = *name.rpartition('.')[:2], name.rpartition('/')[2]
+    stem, leaf = name.rpartition('.')[0], name.rpartition('/')[2]
     start, end = beside.get(f'{stem}.json', (0, 0))
     try: facts = json.loads(data[start:end]) if 0 < end-start < 2**16 else None  # ours are short
     except (ValueError, RecursionError):
         raise CemiFaceError(f'{path}, {printable(stem)}.json is no JSON; fetch the file again') from None
-    if not isinstance(facts, dict) or facts.get('format_version') != FORMAT_VERSION: facts = {}
-    if isinstance(facts.get('file'), str):
+    facts = facts if isinstance(facts, dict) and isinstance(facts.get('file'), str) else {}
+    if isinstance(facts.get('format_version'), int): check_version(facts, f'{path}, {printable(stem)}.json')
+    if facts.get('format_version') == FORMAT_VERSION:
         ours = safe_name(facts['file'], f'{path}, {printable(stem)}')
         return Label('json', ours, ours.rpartition('/')[0] or None)
     start, end = next((beside[f'{o}.cls'] for o in dotted_stems(stem) if f'{o}.cls' in beside), (0, 0))
     if not start: return Label('folder', name, None)
-    number = data[start:min(end, start+32)].strip().decode('latin1')
+    number = data[start:end].strip().decode('latin1') if end-start <= 32 else ''
     if not is_whole_number(number):
         raise CemiFaceError(f'{path}, {printable(stem)}.cls is no number; fetch it again')
     return Label('cls', f'{int(number):06d}/{leaf}', f'{int(number):06d}')
@@ -408,7 +421,7 @@ def write_tars(
 ):
     "Write WebDataset shards. Raises CemiFaceError when one of them exists"
     to, entries = Path(to), by_identity(entries)
-    if to.suffix != '.tar':
+    if to.suffix.lower() != '.tar':
         with new_path(to) as folder: return write_tars(entries, folder/'faces-%06d.tar', per_shard)
     pattern = re.fullmatch(r'[^%]*(%0?\d?d)?[^%]*', to.name)
     if not pattern: raise CemiFaceError(f'{to} should hold one %06d, the number of the shard')
@@ -517,22 +530,6 @@ def write_bin(
         images = [read(o) for left, right, _ in pairs for o in (left, right)]
         tmp.write_bytes(pickle.dumps((images, [bool(same) for *_, same in pairs]), 4))
 
-# %% ../../nbs/11_data.packed.ipynb #cc1ae4a3
-def pair_people(
-    images:list[bytes], # encoded images, 2i and 2i+1 make pair i
-    same:list[bool], # same person?
-)->list[int]: # a number for the person on each image, counted from 0 in the order of their first image
-    "Who is who as far as pairs tell. Where they contradict each other, every pair gets people of its own"
-    from scipy.cluster.hierarchy import DisjointSet  # slow to import, and seldom needed
-    people, pairs = DisjointSet(images), list(zip(images[::2], images[1::2], same))
-    for left, right, yes in pairs:
-        if yes: people.merge(left, right)
-    who = [people[o] for o in images]
-    if any(people.connected(left, right) != yes for left, right, yes in pairs):
-        who = [i//2*2 if same[i//2] else i for i in range(len(images))]
-    number = number_in_order(who)
-    return [number[o] for o in who]
-
 # %% ../../nbs/11_data.packed.ipynb #c2aa6586
 def tar_shards(
     source:str|Path, # FILE.tar, FILE-{000000..000012}.tar or FILE-*.tar
@@ -554,14 +551,16 @@ PACKED_SUFFIXES = '.gz', '.tgz', '.bz2', '.xz', '.txz', '.zst', '.zip', '.7z', '
 def scan_any_folder(path, left_out): # a folder, and what gets the images that are not used
     "The images of a folder, or those of the .rec or the tars in it"
     packed = {kind: [] for kind in ('.rec', '.tar')}
-    for o in visible_entries(path):
+    for o in sorted_entries(path):
         kind = os.path.splitext(o.name)[1].lower()
-        if kind in packed and o.is_file(): packed[kind].append(path/o.name)
+        if kind in packed and o.is_file() and not is_hidden(o.name): packed[kind].append(path/o.name)
     files = [*packed['.rec'], *packed['.tar']]
-    images = list_images(path, LeftOut()) if files else {}
+    others = LeftOut()
+    images = list_images(path, others) if files else {}
     if not files or any(len(o.parts) < 2 for o in images):
         if files: log(f'{path}: {files[0].name} is left aside, because images lie beside it')
         return [Entry(name.as_posix(), who, path/name) for name, who in scan_folder(path, left_out)]
+    left_out += others
     for folder, names in images.items():
         for name in names: left_out.add('beside a packed set', folder/name)
     if packed['.rec'] and len(files) > 1:
@@ -589,6 +588,7 @@ def scan(
     elif path.exists():
         raise CemiFaceError(f'{path} is a file, but a set of faces is a folder, a .rec or tars')
     else: raise CemiFaceError(f'{path} is no folder; check the path')
+    if not entries: raise CemiFaceError(f'{path} holds no images that can be used; {account}')
     if not path.is_dir(): say_lookalikes((o.identity for o in entries), path)
     if left_out is None: account.tell(len(entries), path)
     return entries
