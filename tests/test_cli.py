@@ -160,6 +160,6 @@ def test_bench(cemiface, tmp_path):
 def test_from_scratch(tmp_path):
     r = shell('--help', cwd=tmp_path, timeout=10)
     assert r.code==0 and 'train-generator' in r.out
-    refused(shell('demo', '--seeds', 0, cwd=tmp_path), '--seeds', 'below 1')
+    refused(shell('demo', '--seeds', 0, cwd=tmp_path), '--seeds', 'outside')
     refused(shell('sing', cwd=tmp_path), 'sing')
     refused(shell(cwd=tmp_path), 'VERB')

@@ -97,7 +97,7 @@ def test_pairs_find_images_of_every_suffix(tmp_path_factory, names, suffixes, ta
 def test_pairs_of_a_bin_come_back():
     "Also images that are neither JPEG nor PNG"
     from cemiface.data.faces import PairSet
-    from cemiface.data.packed import unpack
+    from cemiface.data.packing import unpack
     raws = []
     for k, form in enumerate(['WEBP', 'BMP', 'PNG', 'TIFF']):
         out = io.BytesIO(); Image.radial_gradient('L').rotate(20*k).resize((16, 16)).convert('RGB').save(out, form)

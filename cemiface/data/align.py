@@ -8,11 +8,13 @@ __all__ = ['LANDMARKS', 'five_points', 'similarity_transform', 'align_face', 'Al
 
 # %% ../../nbs/13_data.align.ipynb #ce838d19
 import collections
+import contextlib
 import os
 import pkgutil
 import re
 import sys
 import threading
+import traceback
 import unicodedata
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -169,6 +171,17 @@ class ListedFaces:
         faces = self.faces.get(self.spelling.get(name, name), [])
         return [((points+.5)/factor-.5, score) for points, score in faces]
 
+# %% ../../nbs/13_data.align.ipynb #n3512160
+@contextlib.contextmanager
+def code_of_user(spec): # pkg.module:factory, whose code runs in the body
+    "Turn whatever that code raises into one sentence. Raises CemiFaceError"
+    try: yield
+    except (CemiFaceError, MemoryError): raise
+    except (Exception, SystemExit) as e:
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        raise CemiFaceError(f'{spec} failed in {last.filename}, line {last.lineno}: {type(e).__name__} {e}; '
+                            'mend that code') from e
+
 # %% ../../nbs/13_data.align.ipynb #c60c6b1b
 def import_path(
     spec:str, # pkg.module:name; the module may lie in the current folder
@@ -179,12 +192,13 @@ def import_path(
     if not re.fullmatch(r'\w+(\.\w+)*:\w+(\.\w+)*', spec):
         raise CemiFaceError(f'{spec!r} names no {what}; pkg.module:name is expected')
     if not {os.getcwd(), ''} & set(sys.path): sys.path.append(os.getcwd())
-    try: found = pkgutil.resolve_name(spec)
-    except ImportError as e:
-        raise CemiFaceError(f'cannot import {module} for the {what} {spec}: {e}; '
-                            'install it, or start where it lies') from e
-    except AttributeError as e:
-        raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from e
+    with code_of_user(spec):
+        try: found = pkgutil.resolve_name(spec)
+        except ImportError as e:
+            raise CemiFaceError(f'cannot import {module} for the {what} {spec}: {e}; '
+                                'install it, or start where it lies') from e
+        except AttributeError as e:
+            raise CemiFaceError(f'{module} holds no {name}, which should be a {what}') from e
     if not callable(found): raise CemiFaceError(f'{spec} is no function, but {what}s are made by one')
     return found
 
@@ -193,7 +207,11 @@ class DetectedFaces:
     "Finds the faces of a photo by a detector, one photo at a time"
     def __init__(self,
         spec:str, # pkg.module:factory
-    ): self.key, self.detect, self.lock = spec, import_path(spec, 'detector')(), threading.Lock()
+    ):
+        self.key, self.lock = spec, threading.Lock()
+        with code_of_user(spec): self.detect = import_path(spec, 'detector')()
+        if not callable(self.detect):
+            raise CemiFaceError(f'{spec} returned no function; a function of an image is expected')
 
     def check(self, names): # of the photos
         "A detector has no list that could lack some"
@@ -204,7 +222,7 @@ class DetectedFaces:
         factor:int=1, # by how much it is smaller than the photo, which does not matter here
     )->list: # (landmarks, score) of each face, in pixels of the image
         "The faces of a photo. Raises CemiFaceError when the detector returns anything else"
-        with self.lock: found = self.detect(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        with self.lock, code_of_user(self.key): found = self.detect(np.ascontiguousarray(image.transpose(1, 2, 0)))
         try: faces = [(np.array(points, float).reshape(5, 2), float(score)) for points, score, *_ in found]
         except (TypeError, ValueError): faces = [(np.nan, 0)]
         if all(np.isfinite(points).all() and score > 0 for points, score in faces): return faces

@@ -21,7 +21,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation
 
 from ..core import CemiFaceError
-from ..data.align import import_path
+from ..data.align import code_of_user, import_path
 
 # %% ../../nbs/20_encoders.backbones.ipynb #cb84dca2
 def unit(
@@ -247,18 +247,18 @@ def name_network(
     **settings, # that differ from those of the factory
 ):
     "Import and try a network that the user named; CemiFaceError if that fails or it makes no embeddings."
-    made = import_path(spec, 'encoder')()
+    with code_of_user(spec): made = import_path(spec, 'encoder')()
     net, changes = made if isinstance(made, tuple) and len(made)==2 else (made, {})
     if not (isinstance(net, nn.Module) and isinstance(changes, dict) and changes.keys() <= PIXELS.keys()):
         raise CemiFaceError(f'{spec} should return a torch module, or one and a dictionary with some of '
                             f'{", ".join(PIXELS)}')
     settings = PIXELS|changes|settings
     height, width = network_size(settings)
-    try:
-        with torch.no_grad(): e = net.eval()(torch.zeros(2, 3, height, width))
-    except RuntimeError as why:
-        raise CemiFaceError(f'{spec} does not take images of {height}x{width}; '
-                            f'give height and width: {why}') from why
+    with torch.no_grad(), code_of_user(spec):
+        try: e = net.eval()(torch.zeros(2, 3, height, width))
+        except RuntimeError as why:
+            raise CemiFaceError(f'{spec} does not take images of {height}x{width}; '
+                                f'give height and width: {why}') from why
     if not isinstance(e, Tensor) or e.shape[:-1]!=(2,):
         raise CemiFaceError(f'{spec} should make one tensor (b,dim) of embeddings '
                             f'from (b,3,{height},{width}); wrap it')
