@@ -191,6 +191,19 @@ def sweep(
             if not (p.parent/aside.name).exists(): os.replace(aside, p.parent/aside.name)
         remove(p)
 
+# %% ../nbs/00_core.ipynb #n5581207
+@contextlib.contextmanager
+def claimed_files(first, *others): # paths, which the body writes
+    "The first is made at once, by one process only; all are removed if the body fails. Raises CemiFaceError"
+    try: Path(first).touch(exist_ok=False)
+    except FileExistsError:
+        raise CemiFaceError(f'{first} belongs to another set, or was left by a killed command; '
+                            'choose another folder or remove it') from None
+    try: yield
+    except BaseException:
+        for path in (first, *others): Path(path).unlink(missing_ok=True)
+        raise
+
 # %% ../nbs/00_core.ipynb #c93a1c10
 FORMAT_VERSION = 1
 

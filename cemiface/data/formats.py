@@ -477,9 +477,11 @@ def loaded_image(
                 tiny = f'{image} is {size}, too small for a face; remove it'
                 raise BadImage(tiny, f'below {MIN_SIDE} pixels')
             full, factor = im.width*im.height, shrink_jpeg(im, size, whole)
-            pixels = im.width*im.height
+            pixels, progressive = im.width*im.height, bool(im.info.get('progressive'))   # which is kept whole
+            if progressive and full > 2*MAX_PIXELS:
+                raise too_many_pixels(image, f'{full/1e6:.0f} million pixels in a progressive JPEG')
             if pixels > MAX_PIXELS: raise too_many_pixels(image, f'{pixels/1e6:.0f} million pixels')
-            with open_pixels.take(max(pixels, min(full//4, 2*MAX_PIXELS))):
+            with open_pixels.take(max(pixels, min(full if progressive else full//4, 2*MAX_PIXELS))):
                 im.load()
                 yield im, factor
         return

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, write_text
+from ..core import (
+    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, write_text)
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
     is_hidden, map_file, number_in_order, odd_name, open_regular, printable, read_columns, reading, safe_name,
@@ -276,12 +277,10 @@ def write_rec(
     bounds = itertools.pairwise(itertools.accumulate(counts.values(), initial=1))  # keys of each identity
     records = itertools.chain([(0, (n+1, n+1+people), b'')], images, ((0, ends, b'') for ends in bounds))
     names = [f'{key}\t{number[o.identity]}\t{safe_name(o.name, path)}\n' for key, o in enumerate(entries, 1)]
-    beside = path.with_suffix('.idx'), path.with_suffix('.lst'), path.with_name('property')
-    refuse_existing(path, *beside[:2])
-    if beside[2].exists():
-        raise CemiFaceError(f'{beside[2]} belongs to another .rec; choose another folder for {path.name}')
+    beside = path.with_name('property'), path.with_suffix('.idx'), path.with_suffix('.lst')
+    refuse_existing(path, *beside[1:])
     index = []
-    with new_path(path) as tmp:
+    with new_path(path) as tmp, claimed_files(*beside):
         with open(tmp, 'wb') as rec:
             for key, (label, labels, image) in enumerate(records):
                 index.append(f'{key}\t{rec.tell()}\n')
@@ -289,7 +288,7 @@ def write_rec(
                 try: rec.write(record(head+image))
                 except ValueError as e:
                     raise CemiFaceError(f'{path}, record {key}: {e}; pack tar shards') from None
-        texts = ''.join(index), ''.join(names), f'{people},{height},{width}'
+        texts = f'{people},{height},{width}', ''.join(index), ''.join(names)
         for other, text in zip(beside, texts): write_text(other, text)
 
 # %% ../../nbs/11_data.packed.ipynb #c78a7ee1
