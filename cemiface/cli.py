@@ -78,6 +78,8 @@ OPTIONS = dict(
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
+    guidance=dict(type=within(float, 0), metavar='G', help='above 1, away from the prediction without an inquiry (1, '
+                                                           'or as calibrated)'),
     similarity_guidance=dict(type=within(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
                                                            'or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
@@ -136,7 +138,7 @@ COMMON, LAB = 'device precision', 'faces identity_encoder judge pairs images inq
 
 EID = '--identity-encoder eid.safetensors'
 
-DRAWING = 'similarity_guidance steps eta seed batch'
+DRAWING = 'guidance similarity_guidance steps eta seed batch'
 
 # %% ../nbs/82_cli.ipynb #n7583494
 VERBS = {

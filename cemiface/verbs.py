@@ -145,8 +145,8 @@ def sampling_of(
     a, # parsed arguments
 )->SamplingConfig: # checked
     "How faces are drawn"
-    given = dict(steps=a.steps, eta=a.eta, similarity_guidance=a.similarity_guidance, batch=a.batch,
-        precision=a.precision, compile=getattr(a, 'compile', None))
+    given = dict(steps=a.steps, eta=a.eta, guidance=a.guidance, similarity_guidance=a.similarity_guidance,
+        batch=a.batch, precision=a.precision, compile=getattr(a, 'compile', None))
     given = {k: v for k, v in given.items() if v is not None}
     return from_dict(SamplingConfig, given, 'the arguments')
 
