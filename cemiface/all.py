@@ -17,7 +17,8 @@ from .data.align import align_folder
 from .data.toy import toy_faces, toy_pairs, toy_people
 from .encoders.backbones import cosine
 from .encoders.pretrained import embed, embed_set, FaceEncoder, load_encoder, save_state
-from .generator.schedule import add_noise, ddim, make_scheduler, predict_x0, target
+from .generator.autoencoder import decode_faces, encode_set, load_autoencoder
+from .generator.schedule import add_noise, ddim, make_sampler, make_scheduler, predict_x0, target
 from .generator.condition import sphere_point
 from .generator.losses import similarity_matching
 from .generator.sampling import SetRequest

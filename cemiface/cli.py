@@ -61,6 +61,7 @@ OPTIONS = dict(
     faces=dict(help=f'training photos: {PHOTOS}'),
     identity_encoder=dict(help='weights of E_id, or the name of a shipped one'),
     judge=dict(help='weights of an independent face encoder'),
+    autoencoder=dict(help='autoencoder of a recipe that works in latents: weights, folder, or name on the hub'),
     encoder=dict(help='weights or folder of any face encoder'),
     generator=dict(help='folder of a generator, OWNER/NAME on the hub, or toy'),
     pairs=dict(help='pairs.txt or .bin'), images=dict(help='folder of the images that pairs.txt names'),
@@ -78,6 +79,8 @@ OPTIONS = dict(
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
+    guidance=dict(type=within(float, 0), metavar='G', help='above 1, away from the prediction without an inquiry (1, '
+                                                           'or as calibrated)'),
     similarity_guidance=dict(type=within(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
                                                            'or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
@@ -132,11 +135,11 @@ class Verb:
     special:dict = field(default_factory=dict)   # name -> what differs from OPTIONS
 
 # %% ../nbs/82_cli.ipynb #n3651977
-COMMON, LAB = 'device precision', 'faces identity_encoder judge pairs images inquiries out'
+COMMON, LAB = 'device precision', 'faces identity_encoder judge pairs images inquiries autoencoder out'
 
 EID = '--identity-encoder eid.safetensors'
 
-DRAWING = 'similarity_guidance steps eta seed batch'
+DRAWING = 'guidance similarity_guidance steps eta seed batch'
 
 # %% ../nbs/82_cli.ipynb #n7583494
 VERBS = {
@@ -149,7 +152,7 @@ VERBS = {
         special=dict(out=dict(help='run folder (runs/NAME)'))),
     'train-generator': Verb(do_train_generator, 'train a generator on unlabelled photos',
         f'--faces photos {EID} -r lfw-cpu --out generator', 'recipe faces identity_encoder out',
-        f'sets {COMMON} force'),
+        f'autoencoder sets {COMMON} force'),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
         special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),

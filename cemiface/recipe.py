@@ -484,6 +484,8 @@ class Recipe:
     seed:int = setting(0, 'seed of the whole run', lo=0)
     denoiser:str = setting('unet', 'network that removes the noise, and its section; the paper has a UNet',
         choices=['unet', 'transformer'])
+    autoencoder:str = setting('none', 'none: pixels are denoised (paper); given: latents of an autoencoder that '
+                                      'the user gives', choices=['none', 'given'])
     faces:FacesConfig = field(default_factory=FacesConfig)
     toy:ToyConfig = field(default_factory=ToyConfig)
     identity_encoder:CosFaceConfig = field(default_factory=CosFaceConfig)
@@ -580,3 +582,4 @@ class Inputs:
     inquiries:str|None = None        # inquiry photos: folder, .rec or tars; the training photos by default
     # folder with identity_encoder/, judge/ and generator/ that were trained before
     assets:str|None = None
+    autoencoder:str|None = None      # weights of an autoencoder, or its name on the hub

@@ -44,7 +44,7 @@ def inputs_of(
     assets:str|None=None, # folder of networks that were trained before
 )->Inputs:
     "The user's files"
-    return Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries, assets)
+    return Inputs(a.faces, a.identity_encoder, a.judge, a.pairs, a.images, a.inquiries, assets, a.autoencoder)
 
 # %% ../nbs/81_verbs.ipynb #n8938770
 def open_faces(
@@ -115,11 +115,15 @@ def require_networks(a, recipe, which, arch='toy', classes=2):
 def do_train_generator(a):
     "A generator from photos"
     from cemiface.encoders.pretrained import load_encoder
+    from cemiface.generator.autoencoder import given_autoencoder
     from cemiface.generator.pipeline import train_generator
+    from cemiface.experiment.run import check_recipe
     recipe, photos = recipe_and_faces(a)
+    autoencoder = given_autoencoder(recipe, a.autoencoder)
+    if autoencoder is not None: check_recipe(recipe, True, autoencoder)
     encoder, cache = load_encoder(a.identity_encoder), Path(a.out)/'training'/'cache'
     require_networks(a, recipe, 'generator', encoder.config.arch)
-    pipe = train_generator(photos, encoder, recipe.parts, a.out, on_cpu(a), cache, a.force)
+    pipe = train_generator(photos, encoder, recipe.parts, a.out, on_cpu(a), cache, a.force, None, autoencoder)
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
@@ -140,8 +144,8 @@ def sampling_of(
     a, # parsed arguments
 )->SamplingConfig: # checked
     "How faces are drawn"
-    given = dict(steps=a.steps, eta=a.eta, similarity_guidance=a.similarity_guidance, batch=a.batch,
-        precision=a.precision, compile=getattr(a, 'compile', None))
+    given = dict(steps=a.steps, eta=a.eta, guidance=a.guidance, similarity_guidance=a.similarity_guidance,
+        batch=a.batch, precision=a.precision, compile=getattr(a, 'compile', None))
     given = {k: v for k, v in given.items() if v is not None}
     return from_dict(SamplingConfig, given, 'the arguments')
 

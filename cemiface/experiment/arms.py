@@ -194,7 +194,8 @@ def pipeline_of(
         if change.half: faces = faces.subset(slice(len(faces)//2))
     parts = replace(recipe.parts, seed=recipe.seed+number)
     home = lab.out/'generators'/f'{file_name(tuning) or "seed"}-{number}'
-    pipe = train_generator(faces, encoder, parts, home, lab.device == 'cpu', lab.out/'cache', start=start)
+    pipe = train_generator(faces, encoder, parts, home, lab.device == 'cpu', lab.out/'cache', start=start,
+        autoencoder=lab.pipeline.autoencoder)
     return pipe.to(lab.device)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c0ad3e41
@@ -263,7 +264,8 @@ def sampler_of(lab, arm, number): # number: of the generator
     if not arm.sampler: return pipe
     scheduler = SAMPLERS[arm.sampler].from_config(pipe.scheduler.config)
     trained = dict(pipe.config.trained)
-    return CemiFacePipeline(pipe.unet, pipe.condition, scheduler, pipe.identity_encoder, trained)
+    latent = {k: pipe.config[k] for k in ('latent_mean', 'latent_std') if k in pipe.config}
+    return CemiFacePipeline(**pipe.components | dict(scheduler=scheduler), trained=trained, **latent)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c030e679
 def train_embeddings(lab)->np.ndarray: # raw, (n,D)

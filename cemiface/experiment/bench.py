@@ -39,9 +39,10 @@ from ..data.faces import to_float, to_uint8
 from ..data.toy import toy_faces
 from ..encoders.backbones import ARCHS, cosine
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
-from ..generator.schedule import add_noise, ddim, make_scheduler, predict_x0, target
+from ..generator.schedule import (
+    add_noise, make_sampler, make_scheduler, noise_fraction, predict_x0, set_steps, target)
 from ..generator.condition import face_rng
-from ..generator.denoiser import build_denoiser, Denoiser
+from ..generator.denoiser import build_denoiser, Denoiser, FaceUNet, side_unit
 from ..generator.losses import diffusion_mse, DISTANCES, similarity_matching
 from ..generator.training import (
     backward, draw_step, gradient_norm, NonFinite, open_training, prefetch, TrainingBatch, TrainingData)
@@ -146,7 +147,10 @@ class Setting:
         if not self.recipe.sampling.batch: self.recipe = changed(self.recipe, ['sampling.batch=128'])
         r, size = self.recipe, self.recipe.faces.size
         check_steps(r.sampling.steps, r.schedule.steps)
-        build_denoiser(r.unet, r.condition, 2, size)          # refuses what does not fit
+        if r.autoencoder != 'none':
+            raise CemiFaceError(f'bench measures pixels, and recipe {r.name} works in latents; '
+                                'add -s autoencoder=none and a faces.size of as many pixels')
+        build_denoiser(r.parts.unet, r.condition, 2, size)    # refuses what does not fit
         usual = 'ir50' if size >= 112 else 'mobilefacenet'
         self.eid = self.eid or (r.identity_encoder.arch if r.faces.source == 'toy' else usual)
         torch.manual_seed(0)
@@ -179,7 +183,7 @@ def untrained_denoiser(
 )->Denoiser: # on the device
     "A denoiser of the recipe's size"
     r = s.recipe
-    return build_denoiser(r.unet, r.condition, s.encoder.config.dim, r.faces.size).to(s.device)
+    return build_denoiser(r.parts.unet, r.condition, s.encoder.config.dim, r.faces.size).to(s.device)
 
 def endless(loader):
     "Its batches, again and again"
@@ -216,8 +220,8 @@ def naive_loss(
     prediction = denoiser(noisy, b.timesteps, encoder(b.clean), b.m, b.dropped)
     x0_pred = predict_x0(scheduler, prediction[k], noisy[k], b.timesteps[k])
     similarity = cosine(encoder(b.clean[k]), encoder(x0_pred))
-    T, distance = scheduler.config.num_train_timesteps, DISTANCES[loss.distance]
-    matching = similarity_matching(similarity, b.m[k], b.timesteps[k], T, distance).sum()/b.matched_count
+    noise, distance = noise_fraction(scheduler, b.timesteps[k]), DISTANCES[loss.distance]
+    matching = similarity_matching(similarity, b.m[k], noise, 1, distance).sum()/b.matched_count
     goal = target(scheduler, b.clean, b.noise, b.timesteps)
     return diffusion_mse(prediction, goal).mean() + loss.lam*matching
 
@@ -226,7 +230,7 @@ def plain_denoiser(
 )->Denoiser: # on the device
     "The denoiser with diffusers' own attention"
     net = untrained_denoiser(s)
-    net.unet.set_attn_processor(AttnAddedKVProcessor2_0())
+    if isinstance(net.unet, FaceUNet): net.unet.set_attn_processor(AttnAddedKVProcessor2_0())
     return net
 
 # %% ../../nbs/72_experiment.bench.ipynb #c67139ea
@@ -258,7 +262,7 @@ def untrained_pipeline(
 )->CemiFacePipeline: # on the device
     "A generator of the recipe's size"
     net = untrained_denoiser(s).eval().requires_grad_(False)
-    return CemiFacePipeline(net.unet, net.condition, ddim(make_scheduler(s.recipe.schedule)), s.encoder)
+    return CemiFacePipeline(net.unet, net.condition, make_sampler(make_scheduler(s.recipe.schedule)), s.encoder)
 
 def embeddings_of(
     s, # Setting
@@ -328,13 +332,14 @@ def naive_sample(
 )->Tensor: # faces, (b,3,h,w) in [-1,1]
     "The sampling loop as one would write it first, for m = 1"
     x, m = torch.randn(len(e), 3, size, size, device=e.device), torch.ones(len(e), device=e.device)
-    scheduler.set_timesteps(sampling.steps, device=e.device)
+    set_steps(scheduler, sampling.steps, e.device)
+    options = dict(eta=sampling.eta) if isinstance(scheduler, DDIMScheduler) else {}
     for t in scheduler.timesteps:
         out = net(x, t, e, m)
         if sampling.guidance != 1:
             free = net(x, t, e, m, m.bool())
             out = free + sampling.guidance*(out-free)
-        x = scheduler.step(out, t, x, eta=sampling.eta).prev_sample
+        x = scheduler.step(out, t, x, **options).prev_sample
     return x.clamp(-1, 1)
 
 def naive_drawing(
@@ -342,7 +347,7 @@ def naive_drawing(
 ): # a function that draws a batch, embeddings (b,D)
     "The plain loop, ready to draw"
     r, net, e = s.recipe, plain_denoiser(s).eval(), embeddings_of(s)
-    scheduler = ddim(make_scheduler(r.schedule))
+    scheduler = make_sampler(make_scheduler(r.schedule))
     return lambda: naive_sample(net, scheduler, e, r.faces.size, r.sampling), e
 
 # %% ../../nbs/72_experiment.bench.ipynb #c25e935d
@@ -549,7 +554,7 @@ def cost_curves(
     steps=(5, 10, 20, 50), # numbers of steps to try
 )->list[dict]: # rows with varied, value, seconds_per_face, steps, size, batch, precision
     "Seconds per drawn face, one of steps, size and batch varied at a time"
-    unit, batch = recipe.unet.patch*2**(len(recipe.unet.channels)-1), recipe.sampling.batch or 128
+    unit, batch = side_unit(recipe.parts.unet), recipe.sampling.batch or 128
     sizes = {max(unit, 8, round(recipe.faces.size*k/unit)*unit) for k in (2/3, 1, 4/3, 2)}
     device, rows = device or default_device(), []
     batches = sorted({max(2, batch//k) for k in (64, 16, 4, 1)})

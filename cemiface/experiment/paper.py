@@ -320,9 +320,10 @@ def billions(call): # call: what is counted
 def passes(pipe, size): # pipe: generator; size: of the faces, in pixels
     "Billions of one pass of each network, on the CPU, for one face"
     x, t, m = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1)
+    noisy = torch.zeros(1, *pipe.shape)
     net, encoder = copy.deepcopy(pipe.unet).cpu().requires_grad_(True), pipe.identity_encoder.cpu()
     tokens = pipe.condition.cpu()(torch.zeros(1, encoder.config.dim), m).detach()
-    def denoise(): return net(x, t, tokens)
+    def denoise(): return net(noisy, t, tokens)
     def embed(): return encoder(x.requires_grad_(True))
     with torch.enable_grad():
         return {

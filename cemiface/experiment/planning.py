@@ -24,11 +24,12 @@ from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
+from ..generator.autoencoder import given_autoencoder
 from ..generator.schedule import make_scheduler
 from ..generator.denoiser import build_denoiser
 from ..generator.training import step_loss, steps_in_all, TrainingBatch
 from ..recognition.training import HEADS
-from .run import check_files, check_recipe, run
+from .run import check_files, check_recipe, latent_sizes, run
 from .bench import measure
 
 # %% ../../nbs/73_experiment.planning.ipynb #c98dcfc0
@@ -61,7 +62,8 @@ def networks_of(
 ): # Denoiser, E_id, backbone of a recogniser
     "The networks of a run, untrained"
     size, c = r.faces.size, r.recogniser
-    denoiser = build_denoiser(r.unet, r.condition, conventions(arch)['dim'], size)
+    channels, side = latent_sizes(r)
+    denoiser = build_denoiser(r.parts.unet, r.condition, conventions(arch)['dim'], side, channels)
     return denoiser, FaceEncoder.of(arch), ARCHS[c.arch](c.dim, size, size)
 
 def weight_bytes(
@@ -83,11 +85,14 @@ def memory(
     size, c = r.faces.size, r.recogniser
     def generator_loss(n):
         denoiser, encoder, _ = networks_of(r, arch)
-        faces, zeros = torch.zeros(n, 3, size, size), torch.zeros(n)
+        channels, side = latent_sizes(r)
+        faces, zeros = torch.zeros(n, channels, side, side), torch.zeros(n)
+        def seen(x): return encoder(x if channels == 3 else torch.zeros(n, 3, size, size)+x.mean())
         e, matched = torch.zeros(n, encoder.config.dim), torch.arange(n)
         batch = TrainingBatch(faces, e, faces, zeros.long(), zeros, None, matched, n)
         with torch.autocast('cpu', torch.bfloat16, enabled=r.training.precision != 'no'):
-            return step_loss(denoiser, encoder, make_scheduler(r.schedule), batch, r.loss.lam, r.loss)
+            scheduler = make_scheduler(replace(r.schedule, kind='ddpm'))       # that of flow keeps no more
+            return step_loss(denoiser, seen, scheduler, batch, r.loss.lam, r.loss)
     def recogniser_loss(n):
         _, _, backbone = networks_of(r, arch)
         faces, labels = torch.zeros(n, 3, size, size), torch.zeros(n, dtype=torch.long)
@@ -156,10 +161,10 @@ def networks_in_memory(
     "What training takes; raises CemiFaceError for networks that are too large to be described"
     try: denoiser, _, backbone = weight_bytes(r, arch)
     except (RuntimeError, OverflowError, TypeError) as e:
-        raise CemiFaceError(f'the networks of recipe {r.name} are too large for any machine; lower unet.channels, '
-                            'condition.width, condition.tokens or recogniser.dim') from e
+        raise CemiFaceError(f'the networks of recipe {r.name} are too large for any machine; lower the sizes of its '
+                            f'{r.denoiser}, condition.width, condition.tokens or recogniser.dim') from e
     head, each = 4*classes*r.recogniser.dim, 1000*12*r.faces.size**2
-    weighed = dict(generator=(denoiser, r.training.batch, 'unet and condition', 'training.batch'),
+    weighed = dict(generator=(denoiser, r.training.batch, f'{r.denoiser} and condition', 'training.batch'),
         recogniser=(backbone+head, r.recogniser.batch, 'recogniser.arch and recogniser.dim', 'recogniser.batch'))
     needs = {k: {of: 4*weights, batched: batch*each} for k, (weights, batch, of, batched) in weighed.items()}
     if all(sum(o.values()) < free/20 for o in needs.values()): return needs
@@ -178,7 +183,8 @@ def check_room(
     cpu:bool=False, # stay on the CPU
 ):
     "Raises CemiFaceError where a run would need more memory or disk than is free; disks only above 1 GB"
-    check_recipe(r, trained=bool(inputs.assets))
+    autoencoder = None if inputs.assets else given_autoencoder(r, inputs.autoencoder)
+    check_recipe(r, bool(inputs.assets), autoencoder)
     toy, device = r.faces.source == 'toy', 'cpu' if cpu else default_device()
     if not toy and not (inputs.faces and inputs.identity_encoder): return       # `run` says what is absent
     images = r.toy.identities*r.toy.per_identity if toy else len(scan(inputs.faces))
@@ -270,7 +276,8 @@ def trial(
         home, encoder = Path(tmp), inputs.identity_encoder or f'{tmp}/encoder'
         faces = sample_photos(r, scan(inputs.faces), home)
         if not inputs.identity_encoder: FaceEncoder.of('ir50').save_pretrained(encoder)
-        given = Inputs(f'{tmp}/photos', encoder, inputs.judge, f'{tmp}/pairs.txt', f'{tmp}/people')
+        given = replace(inputs, faces=f'{tmp}/photos', identity_encoder=encoder, pairs=f'{tmp}/pairs.txt',
+            images=f'{tmp}/people', inquiries=None, assets=None)
         results = run(miniature(r, len(faces)), home/'run', given, cpu)
         net, device = load_encoder(encoder), 'cpu' if cpu else None
         seconds, = measure(lambda: embed(net, faces.images, device=device), repeats=1, least=0)
@@ -295,7 +302,7 @@ def dry_run(
     "Plan a run and try all stages in a temporary folder; raises CemiFaceError for what would stop it later"
     if r.faces.source == 'toy':
         raise CemiFaceError(f'recipe {r.name} draws its own faces, in minutes; leave out --faces, or run it')
-    check_recipe(r)
+    check_recipe(r, autoencoder=given_autoencoder(r, inputs.autoencoder))
     check_files(inputs)
     if rates: priced(workload(r, 1), rates, r)      # what is missing is better told before the work
     nets = [load_encoder(path).config for path in (inputs.identity_encoder, inputs.judge) if path]

@@ -35,7 +35,9 @@ from ..recipe import GeneratorParts, LossConfig, TrainingConfig
 from ..runtime import processes, resolve_precision, slices_of, try_compile, workers
 from ..data.faces import FaceSet, FaceStore
 from ..encoders.pretrained import embed_set, FaceEncoder
-from .schedule import add_noise, make_scheduler, predict_x0, target
+from .autoencoder import denoised_shape, LatentSet
+from cemiface.generator.schedule import (add_noise, draw_timesteps, make_scheduler, noise_fraction,
+    predict_x0, target)
 from .condition import apply_control
 from .denoiser import build_denoiser, Denoiser
 from .losses import cosine_to, diffusion_mse, DISTANCES, lambda_at, similarity_matching
@@ -70,7 +72,7 @@ class StepDraws:
     "The random choices of a step: tensors of length b, the size of the batch, on the CPU"
     idx:Tensor # numbers of the faces
     mirror:Tensor # bool: is the face mirrored?
-    timesteps:Tensor # 0..T-1
+    timesteps:Tensor # in 0..T-1, or [0,T] for flow
     m:Tensor # requested similarities, in [-1,1]
     dropped:Tensor # bool: is the condition dropped?
     matched:Tensor # bool: does the face take part in similarity matching?
@@ -87,7 +89,7 @@ def draw_step(
     uniform = partial(torch.rand, cfg.batch, generator=rng)
     levels, u = m_levels(cfg), uniform()
     m = levels[(u*len(levels)).long()] if len(levels) else cfg.m_low + (cfg.m_high-cfg.m_low)*u
-    timesteps = torch.randint(parts.schedule.steps, (cfg.batch,), generator=rng)
+    timesteps = draw_timesteps(parts.schedule, cfg.batch, rng)
     mirror = uniform() < .5
     dropped = uniform() < parts.condition.dropout
     matched = ~dropped & (torch.arange(cfg.batch) < math.ceil(cfg.similarity_fraction*cfg.batch))
@@ -96,7 +98,7 @@ def draw_step(
 
 # %% ../../nbs/35_generator.training.ipynb #c3650f1a
 def draw_noise(
-    shape:tuple, # of the whole batch: (b,3,h,w) for faces, (b,D) for directions on the sphere
+    shape:tuple, # of the whole batch: (b,c,h,w) for faces or latents, (b,D) for directions on the sphere
     seed:int, # seed of the run
     step:int, # number of the step
     device='cpu', # where it is drawn; another kind of device draws other numbers
@@ -151,10 +153,10 @@ def other_photo_of(
 @dataclass(frozen=True)
 class TrainingBatch:
     "A batch, or a slice of one, on the device of the training"
-    clean:Tensor # faces x0, (b,3,h,w) in [-1,1]
+    clean:Tensor # x0: faces in [-1,1], or standardised latents, (b,c,h,w)
     e:Tensor # embeddings of their inquiries, (b,D)
-    noise:Tensor # standard normal, (b,3,h,w)
-    timesteps:Tensor # (b,) in 0..T-1
+    noise:Tensor # standard normal, (b,c,h,w)
+    timesteps:Tensor # (b,), as in StepDraws
     m:Tensor # requested similarities, (b,) in [-1,1]
     dropped:Tensor|None # bool (b,): where the condition is dropped
     matched:Tensor # numbers of the faces that take part in similarity matching, (k,)
@@ -165,19 +167,20 @@ class TrainingBatch:
 @dataclass
 class TrainingData:
     "The batches of a training, as a function of the number of the step"
-    faces:FaceSet # faces to learn from
+    faces:FaceSet|LatentSet # what to learn from
     identity_encoder:FaceEncoder # frozen E_id
     parts:GeneratorParts # schedule, condition, training and seed decide what is drawn
     device:str='cpu' # where batches are wanted
     cache:str|None=None # folder of cached embeddings
 
     def __post_init__(self):
-        faces, self.other_photo = self.faces, None
+        latent = isinstance(self.faces, LatentSet)
+        self.photos, self.other_photo = self.faces.faces if latent else self.faces, None
         if self.parts.training.inquiry == 'another':
-            self.other_photo = other_photo_of(faces.labels if faces.identities else ())
-        self.store = FaceStore(faces.images, self.device)
+            self.other_photo = other_photo_of(self.photos.labels if self.photos.identities else ())
+        self.store = self.faces if latent else FaceStore(self.photos.images, self.device)
         # (2,n,D): of the faces and of their mirror images
-        self.embeddings = embed_set(self.identity_encoder, faces, self.cache, self.device)
+        self.embeddings = embed_set(self.identity_encoder, self.photos, self.cache, self.device)
 
     def slices(self,
         step:int, # its number
@@ -187,7 +190,7 @@ class TrainingData:
         draws = draw_step(self.parts, len(self.faces), step)
         normal = partial(draw_noise, seed=self.parts.seed, step=step, device=self.device)
         b, count = len(draws.m), max(1, int(draws.matched.sum()))
-        whole = vars(draws) | dict(noise=normal((b, *self.faces.images.shape[1:])),
+        whole = vars(draws) | dict(noise=normal((b, *denoised_shape(self.faces))),
             directions=normal((b, self.embeddings.shape[2]), what='direction'))
         return [self.gather(count/parts, **take_slice(whole, part, parts)) for part, parts in which]
 
@@ -195,7 +198,7 @@ class TrainingData:
         step:int, # its number
     )->str:
         "Which faces are in the batch of a step, in words"
-        return self.faces.named(draw_step(self.parts, len(self.faces), step).idx)
+        return self.photos.named(draw_step(self.parts, len(self.faces), step).idx)
 
     def gather(self,
         matched_count, idx, mirror, matched, other, # of this slice, as StepDraws has them
@@ -203,9 +206,8 @@ class TrainingData:
         "The faces and embeddings of a slice, with what else was drawn for it"
         inquiry = self.other_photo(idx.numpy(), other.numpy()) if self.other_photo else idx.numpy()
         e = self.embeddings[mirror.long().numpy(), inquiry]
-        drawn |= dict(e=torch.tensor(e), matched=matched.nonzero()[:, 0])
-        drawn = {name: v.to(self.device) for name, v in drawn.items()}
-        return TrainingBatch(clean=self.store.batch(idx, mirror), matched_count=matched_count, **drawn)
+        drawn |= dict(clean=self.store.batch(idx, mirror), e=torch.tensor(e), matched=matched.nonzero()[:, 0])
+        return TrainingBatch(matched_count=matched_count, **{k: v.to(self.device) for k, v in drawn.items()})
 
 # %% ../../nbs/35_generator.training.ipynb #cf99ced6
 def prefetch(
@@ -223,8 +225,8 @@ def prefetch(
 # %% ../../nbs/35_generator.training.ipynb #c194a572
 def step_loss(
     denoiser, # Denoiser (or its parallel wrapper)
-    identity_encoder, # FaceEncoder, frozen E_id
-    scheduler, # DDPMScheduler
+    identity_encoder, # frozen E_id, of what is denoised; not used where lambda is 0 throughout
+    scheduler, # of `make_scheduler`
     batch:TrainingBatch, # faces, and what was drawn for them
     lam:float, # weight of similarity matching
     config:LossConfig, # which distance
@@ -238,17 +240,18 @@ def step_loss(
     prediction = denoiser(noisy, timesteps, e, m, batch.dropped)
     mse = diffusion_mse(prediction, target(scheduler, batch.clean, batch.noise, timesteps)).mean()
 
+    if not (config.lam or config.lam_late): return mse, dict(loss=mse.detach(), mse=mse.detach())
+
     # who is on the clean faces that it implies (Eq 10)
     k = batch.matched
-    x0_pred = predict_x0(scheduler, prediction[k], noisy[k], timesteps[k])
-    e_pred = identity_encoder(x0_pred)
+    e_pred = identity_encoder(predict_x0(scheduler, prediction[k], noisy[k], timesteps[k]))
     similarity = cosine_to(batch.e[k], e_pred)
 
     # similarity matching (Eq 13): at late timesteps the inquiry at similarity m, or the point on the sphere
     if control == 'scalar': met, goal = similarity, batch.m[k]
     else: met, goal = cosine_to(e[k], e_pred), torch.ones_like(similarity)
-    T, distance = scheduler.config.num_train_timesteps, DISTANCES[config.distance]
-    match = similarity_matching(similarity, goal, timesteps[k], T, distance, met).sum()/batch.matched_count
+    noise, distance = noise_fraction(scheduler, timesteps[k]), DISTANCES[config.distance]
+    match = similarity_matching(similarity, goal, noise, 1, distance, met).sum()/batch.matched_count
 
     loss = mse + lam*match
     terms = dict(loss=loss, mse=mse, match=match, s=similarity.sum()/batch.matched_count)
@@ -268,7 +271,7 @@ def may_change(
 
 # %% ../../nbs/35_generator.training.ipynb #cff028c6
 def training_settings(
-    faces:FaceSet, # faces to learn from
+    faces:FaceSet|LatentSet, # what to learn from
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections of the recipe, and the seed
     changing:bool=True, # include the settings of MAY_CHANGE?
@@ -461,7 +464,7 @@ def open_accelerator(config, out, cpu)->Accelerator:
 
 # %% ../../nbs/35_generator.training.ipynb #ca50c4ba
 def open_training(
-    faces:FaceSet, # faces to learn from
+    faces:FaceSet|LatentSet, # what to learn from
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections of the recipe, and the seed
     out:Path, # folder that may hold checkpoint.pt; nothing is written
@@ -471,9 +474,9 @@ def open_training(
 )->TrainingState:
     "New weights, or those of the checkpoint where there is one, and all that trains them"
     config, accelerator = parts.training, open_accelerator(parts.training, out, cpu)
-    device, size, dim = accelerator.device, faces.images.shape[-1], identity_encoder.config.dim
+    device, (channels, _, side) = accelerator.device, denoised_shape(faces)
     torch.manual_seed(stable_seed(parts.seed, 'weights'))
-    denoiser = build_denoiser(parts.unet, parts.condition, dim, size)
+    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, side, channels)
     if start:
         try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
         except RuntimeError as e:
@@ -494,8 +497,10 @@ def open_training(
         optimiser.load_state_dict(old['optimiser'])
         average.load_state_dict(old['average'])
     average.to(device)
-    loss_of = accelerator.autocast()(partial(step_loss, net, identity_encoder.folded().to(device),
-        make_scheduler(parts.schedule), config=parts.loss, control=config.control))
+    embed, latent = identity_encoder.folded().to(device), isinstance(faces, LatentSet)
+    seen = (lambda z: embed(faces.decode(z))) if latent else embed
+    loss_of = accelerator.autocast()(partial(step_loss, net, seen,
+        make_scheduler(parts.schedule, not latent), config=parts.loss, control=config.control))
     which = slices_of(config.batch, accelerator)
     step, pending = (old['step'], old['log']) if old else (0, ({}, 0))
     return TrainingState(accelerator, net, denoiser, optimiser, average, loss_of, which, keys, step, pending)
@@ -529,10 +534,10 @@ def gradient_norm(
 
 # %% ../../nbs/35_generator.training.ipynb #c890edfc
 def compile_denoiser(
-    state:TrainingState, # whose UNet is compiled in place
+    state:TrainingState, # whose network is compiled in place
     slices:list[TrainingBatch], # of any batch
 ):
-    "Compile the UNet for batches of this size, where that works on this machine"
+    "Compile the network for batches of this size, where that works on this machine"
     try_compile(state.denoiser.unet, lambda: backward(state, slices, 0.))
     state.net.zero_grad()
 
@@ -544,7 +549,7 @@ def told_to_any(accelerator, step, *flags)->list[bool]:
 
 # %% ../../nbs/35_generator.training.ipynb #c50ef901
 def train_denoiser(
-    faces:FaceSet, # faces to learn from; labels are used where training.inquiry = 'another' only
+    faces:FaceSet|LatentSet, # what to learn from; labels are used where training.inquiry = 'another' only
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe, and the seed
     out:str|Path, # folder for checkpoint.pt and log.jsonl

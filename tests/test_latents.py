@@ -1,0 +1,103 @@
+"Latents, a transformer and flow matching, from photos to a set: killed, resumed, and in one process or two"
+import json
+import shutil
+import signal
+
+import pytest
+from conftest import as_json, contents, fork, pictures, refused, sets, several
+
+VALUES = dict(faces=dict(source='folder'), schedule=dict(kind='flow'), transformer=dict(width=32, depth=2, heads=2),
+    condition=dict(width=32, tokens=2, mlp=False), loss=dict(lam=0.),
+    training=dict(epochs=2, batch=16, warmup=2, m_low=1, m_high=1, precision='no', checkpoint_minutes=0))
+LATENT = ['-r', 'toy', '-s', 'denoiser=transformer', '-s', 'autoencoder=given', *sets(VALUES)]
+
+def make_inputs(folder):
+    from cemiface.data.faces import save_image
+    from cemiface.data.toy import toy_faces
+    from cemiface.generator.autoencoder import small_autoencoder
+    faces = toy_faces(12, 4, 24)
+    for k, image in enumerate(faces.images): save_image(image, folder/'photos'/f'{faces.labels[k]:02d}'/f'{k%4}.png')
+    small_autoencoder(faces, steps=300).save_pretrained(folder/'autoencoder')
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+    "Photos of twelve people, and an autoencoder of them"
+    folder = tmp_path_factory.mktemp('latents')
+    p = fork(make_inputs, folder)
+    p.join(100)
+    assert p.exitcode == 0
+    return folder
+
+@pytest.fixture(scope='module')
+def train(inputs):
+    return ['train-generator', '--faces', inputs/'photos', '--identity-encoder', 'toy', *LATENT, '--json',
+        '--autoencoder', inputs/'autoencoder', '--out']
+
+@pytest.fixture
+def made(inputs, train, cemiface):
+    "A generator of latents, which serves many tests: nobody writes into it"
+    if not (inputs/'generator').exists():
+        r = cemiface(*train, inputs/'generator')
+        assert r.code == 0, r.err
+        assert as_json(r.out)['faces'] == 48
+    return inputs/'generator'
+
+def generate(generator, inputs):
+    return ['generate', '--generator', generator, '--inquiries', inputs/'photos', '--identities', 5, '--per-identity', 4, '--steps', 2,
+        '--batch', 3, '--threshold', .9999, '--control', 'sphere', '--m', .9, '--out']
+
+def weights(folder):
+    return {k: v for k, v in contents(folder).items() if k.endswith('.safetensors') or k.endswith('config.json')}
+
+def test_killed_and_resumed(cemiface, train, made, tmp_path):
+    "While it encodes, trains and saves"
+    moments = [(r'/training/cache/\w+\.json$', 2), (r'/checkpoint\.pt$', 3), ('/autoencoder$', 1), ('/model_index.json$', 1)]
+    for pattern, nth in moments:
+        r = cemiface(*train, 'new', stop=dict(event='os.rename', pattern=pattern, nth=nth))
+        assert r.code == -signal.SIGKILL and 'Traceback' not in r.err, (pattern, r)
+    assert cemiface(*train, 'new').code == 0
+    assert weights(tmp_path/'new') == weights(made)
+    card = (tmp_path/'new'/'README.md').read_text()
+    assert '4x12x12 (factor 2), of the autoencoder autoencoder, whose licence is Apache-2.0' in card
+
+def test_trained_by_two(start, train, made, tmp_path):
+    assert [c.wait().code for c in several(start, *train, 'double')] == [0, 0]
+    one, other = (json.loads((o/'model_index.json').read_text()) for o in (made, tmp_path/'double'))
+    assert one['latent_mean'] == other['latent_mean'] and len(one['latent_std']) == 4
+    assert abs(other['trained']['last']['mse']/one['trained']['last']['mse']-1) < .001
+    assert one['autoencoder'] == ['cemiface.generator.autoencoder', 'Autoencoder']
+
+def test_drawn_by_one_and_two(start, cemiface, made, inputs, tmp_path):
+    ask = generate(made, inputs)
+    assert cemiface(*ask, 'whole').code == 0
+    assert [c.wait().code for c in several(start, *ask, 'set')] == [0, 0]
+    stop = dict(event='os.rename', pattern=r'\bcut/000002/000\.png$')
+    assert cemiface(*ask, 'cut', stop=stop).code == -signal.SIGKILL
+    assert cemiface(*ask, 'cut').code == 0
+    whole, both, cut = (pictures(tmp_path/o) for o in ('whole', 'set', 'cut'))
+    assert len(whole) == 21 and whole == both == cut
+
+def test_analysed_and_calibrated(cemiface, made, inputs, tmp_path):
+    shutil.copytree(made, tmp_path/'own')
+    r = cemiface('calibrate', '--generator', 'own', '--faces', inputs/'photos', '--judge', 'toy-judge', '--limit', 6, '--steps', 2, '--control',
+        'sphere', '--json')
+    assert r.code == 0 and len(as_json(r.out)['calibrations']['sphere']['m']) == 13, r.err
+    assert cemiface(*generate('own', inputs), 'set').code == 0
+    r = cemiface('analyse', '--faces', 'set', '--judge', 'toy-judge', '--json')
+    assert r.code == 0 and as_json(r.out)['images'] == 20, r
+
+def test_refused(cemiface, train, made, inputs, tmp_path):
+    without = [o for o in train if o not in ('--autoencoder', inputs/'autoencoder')]
+    refused(cemiface(*without, 'new'), 'recipe toy', 'needs --autoencoder')
+    refused(cemiface(*train, 'new', '-s', 'autoencoder=none'), 'recipe toy', 'works in pixels')
+    refused(cemiface(*train, 'new', '-s', 'faces.size=25'), '25x25', 'multiples of 2')
+    refused(cemiface(*train, 'new', '-s', 'transformer.patch=5'), 'transformer.patch = 5')
+    assert not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('change', [dict(latent_std=[1, 1, 0, 1]), dict(latent_mean=None), dict(latent_mean=['a']*4), dict(latent_std=[1.]*3),
+    dict(autoencoder=None), dict(autoencoder=['os', 'system'])])
+def test_damaged_index(cemiface, made, inputs, tmp_path, change):
+    shutil.copytree(made, tmp_path/'own')
+    at = tmp_path/'own'/'model_index.json'
+    at.write_text(json.dumps(json.loads(at.read_text())|change))
+    refused(cemiface(*generate('own', inputs), 'set'), 'own', 'cannot be read as a generator')
