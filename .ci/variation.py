@@ -18,7 +18,8 @@ def state():
     return dict(gradients=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(), precision=torch.get_float32_matmul_precision(),
         mkldnn=torch.backends.mkldnn.enabled, anomaly=torch.is_anomaly_enabled(), numpy_errors=np.geterr(),
-        folder=os.getcwd(), environment=dict(os.environ), log_level=logging.getLogger().level,
+        folder=os.getcwd(), log_level=logging.getLogger().level,
+        environment={k: v for k, v in os.environ.items() if not k.startswith(('KMP_', 'TORCHINDUCTOR_'))},   # torch
         figures={k: v for k, v in matplotlib.rcParams.items() if k not in ('backend', 'interactive')})   # nbdev sets these
 
 def changes(before, after):
@@ -30,8 +31,8 @@ def changes(before, after):
         elif old != new: yield f'{name}: {old!r} -> {new!r}'
 
 def main(threads, *notebooks):
+    os.environ |= dict(IN_TEST='1', OMP_NUM_THREADS=threads)
     torch.set_num_threads(int(threads))
-    os.environ['IN_TEST'] = '1'
     config, bad, before = get_config(), 0, state()
     for path in sorted(map(Path, notebooks), reverse=True):
         passed, seconds = test_nb(path.resolve(), skip_flags=config.tst_flags.split(), basepath=config.config_path)

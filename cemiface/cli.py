@@ -24,7 +24,7 @@ from .verbs import (
     do_study, do_suggest_m, do_train_generator, do_train_recogniser, do_unpack, do_verify)
 
 # %% ../nbs/82_cli.ipynb #n9083985
-def within(kind, lo, hi=None):
+def number_in(kind, lo, hi=None):
     "An argument type: a number from `lo` to `hi`"
     most = hi if hi is not None else LARGEST_INT if kind is int else LARGEST_FLOAT
     def parse(text):
@@ -34,7 +34,7 @@ def within(kind, lo, hi=None):
     parse.__name__ = 'whole number' if kind is int else 'number'
     return parse
 
-some, natural, cosine = within(int, 1), within(int, 0), within(float, -1, 1)
+some, natural, cosine = number_in(int, 1), number_in(int, 0), number_in(float, -1, 1)
 
 # %% ../nbs/82_cli.ipynb #n0417285
 def filled(text):
@@ -79,9 +79,8 @@ OPTIONS = dict(
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
-    guidance=dict(type=within(float, 0), metavar='G', help='above 1, away from the prediction without an inquiry (1, '
-                                                           'or as calibrated)'),
-    similarity_guidance=dict(type=within(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
+    guidance=dict(type=number_in(float, 0), metavar='G', help='classifier-free guidance (1, or as calibrated)'),
+    similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
                                                            'or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
     eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),
@@ -90,8 +89,7 @@ OPTIONS = dict(
 
 # %% ../nbs/82_cli.ipynb #n0766820
 OPTIONS |= dict(
-    max_leakage=dict(type=cosine, metavar='X', help='drop identities nearer than this cosine to a training '
-                                                   'photo, and draw others'),
+    max_leakage=dict(type=cosine, metavar='X', help='replace identities nearer than this to a training photo'),
     against=dict(metavar='PHOTOS', help=f'training photos, for leakage: {PHOTOS}'),
     batch=dict(type=natural, default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
                                                          f'({DEFAULT.batch})'),
@@ -102,7 +100,7 @@ OPTIONS |= dict(
     limit=dict(type=some, default=100, help='at most so many inquiries (100)'),
     per_face=dict(type=some, default=2, help='faces drawn of each at every m (2)'),
     work=dict(metavar='WORK,...', help='of train, sample, generate, recogniser, embed (all)'),
-    size=dict(type=within(int, 8, 1024), help='side of the faces in pixels'),
+    size=dict(type=number_in(int, 8, 1024), help='side of the faces in pixels'),
     compare=dict(choices=['naive'], help='beside the straightforward version'),
     repeats=dict(type=some, default=3, help='timings, of which the median counts (3)'),
     eid=dict(help='E_id: an architecture, or weights'),
@@ -118,9 +116,9 @@ OPTIONS |= dict(
                                         'the mouth, left first'),
     detector=dict(metavar='pkg.module:factory',
         help='makes a function from an image (uint8, h x w x RGB) to a list of (five points, score)'),
-    min_side=dict(type=within(float, 0), help='smallest face, side in pixels of the photo (32)'),
-    rival=dict(type=within(float, 0), help='largest size times score of a second face, as a fraction of the first (0.6)'),
-    max_misfit=dict(type=within(float, 0), help='largest distance of landmarks from their places, pixels of 112 (10)'))
+    min_side=dict(type=number_in(float, 0), help='smallest face, side in pixels of the photo (32)'),
+    rival=dict(type=number_in(float, 0), help='largest size times score of a second face, as a fraction of the first (0.6)'),
+    max_misfit=dict(type=number_in(float, 0), help='largest distance of landmarks from their places, pixels of 112 (10)'))
 
 # %% ../nbs/82_cli.ipynb #c008
 @dataclass(frozen=True)

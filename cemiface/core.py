@@ -199,6 +199,7 @@ def claimed_files(first, *others): # paths, which the body writes
     except FileExistsError:
         raise CemiFaceError(f'{first} belongs to another set, or was left by a killed command; '
                             'choose another folder or remove it') from None
+    except OSError as e: raise write_error(e, Path(first), Path(first)) or e from None
     try: yield
     except BaseException:
         for path in (first, *others): Path(path).unlink(missing_ok=True)

@@ -165,7 +165,8 @@ def from_dict(
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise CemiFaceError(f'key "{prefix}{name}" is missing{in_file}; it should be '
                                 f'{type_in_words(hints[name])}')
-    return cls(**values)
+    try: return cls(**values)
+    except CemiFaceError as e: raise CemiFaceError(f'{prefix}{e}{in_file}') from None
 
 # %% ../nbs/01_recipe.ipynb #c022
 def load_toml(
