@@ -352,7 +352,7 @@ def outcome(
     interrupted = [o for o in causes(e) if isinstance(o, KeyboardInterrupt)]
     if interrupted:
         number = interrupted[0].args[0] if isinstance(interrupted[0], Terminated) else signal.SIGINT
-        return 128+number, 'interrupted' if number == signal.SIGINT else 'terminated'
+        return 128+int(number), 'interrupted' if number == signal.SIGINT else 'terminated'
     if isinstance(e, CemiFaceError): return 2, e
     if any(map(lacks_memory, causes(e))):
         return 2, ('the memory is used up; ask for smaller batches, images, networks or sets, '
@@ -399,15 +399,16 @@ def main(
 )->int: # exit code
     "Run one verb"
     open_streams()
+    came = []
     try:
-        with graceful_signals():
+        with graceful_signals() as came:
             try: a = build_parser().parse_args(argv)
             except SystemExit: return give('')                 # the help was printed
             with without_bars(a.quiet), redirect_stdout(sys.stderr): data, text = a.does(a)
         if not is_first_process(): return 0
         return give((json.dumps(plain(data)) if a.json else text)+'\n')
     except BaseException as e:
-        ending = outcome(e)
+        ending = outcome(Terminated(came[0])) if came else outcome(e)
         if ending is None: raise
         code, why = ending
         why = str(why).replace('\n', '\\n')                    # a name may hold one, and be long

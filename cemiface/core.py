@@ -461,12 +461,16 @@ def stopping_signals()->list[int]:
 # %% ../nbs/00_core.ipynb #c272e03d
 @contextlib.contextmanager
 def graceful_signals():
-    "Raise Terminated on SIGTERM and SIGHUP while the body runs, in the main thread; nohup still holds"
-    def terminate(number, frame): raise Terminated(number)
-    old = {}
-    for number in stopping_signals():
+    """Raise Terminated on SIGTERM and SIGHUP while the body runs, in the main thread; nohup still holds.
+
+    Yields a list of the signals that came, SIGINT too: a library may turn the exception into one of its own."""
+    came, old = [], {}
+    def terminate(number, frame):
+        came.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+    for number in ([signal.SIGINT] if in_main_thread() else [])+stopping_signals():
         if signal.getsignal(number) != signal.SIG_IGN: old[number] = signal.signal(number, terminate)
-    try: yield
+    try: yield came
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
