@@ -118,8 +118,9 @@ def fork(does, *args):
     return p
 
 def in_process(does, *args, timeout=100):
-    "Call it, and wait for its end"
+    "Call it, and wait for its end; one that hangs is killed"
     p = fork(does, *args); p.join(timeout)
+    if p.exitcode is None: p.kill(); pytest.fail(f'no end after {timeout} s')
     assert p.exitcode==0
 
 def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):

@@ -18,7 +18,7 @@ import tarfile
 import time
 
 import pytest
-from conftest import _forks, root
+from conftest import in_process, root
 
 # Mutations
 
@@ -319,10 +319,7 @@ recipe_words = 'toy identity_encoder schedule unet condition loss training inqui
 @pytest.mark.parametrize('name', FORMATS)
 def test_fuzz(name, tmp_path, request):
     cases = request.config.getoption('--fuzz')//(10 if name in FOLDERS else 1)
-    p = _forks.Process(target=hunt, args=(name, cases, tmp_path))
-    p.start(); p.join(120+cases*.3)
-    if p.exitcode is None: p.kill(); pytest.fail('hangs')
-    assert p.exitcode == 0
+    in_process(hunt, name, cases, tmp_path, timeout=120+cases*.3)
     facts = json.loads((tmp_path/name/'result.json').read_text())
     print(name, facts)
     assert not facts['bad'] and facts['result']+facts['refused'] == cases

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import _forks, contents, root, sets
+from conftest import contents, fork, in_process, root, sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import Hang, mutate, watch
@@ -182,10 +182,7 @@ def hunt(name, cases, folder):
 @pytest.mark.parametrize('name', KINDS)
 def test_folders(name, tmp_path, request):
     cases = max(1, round(request.config.getoption('--fuzz')/10*SHARE[name]))
-    p = _forks.Process(target=hunt, args=(name, cases, tmp_path))
-    p.start(); p.join(200+5*cases)
-    if p.exitcode is None: p.kill(); pytest.fail('hangs')
-    assert p.exitcode == 0
+    in_process(hunt, name, cases, tmp_path, timeout=200+5*cases)
     facts = json.loads((tmp_path/f'{name}.json').read_text())
     print(name, facts)
     assert not facts['bad'] and facts['gigabytes'] < 2
@@ -217,9 +214,7 @@ def hunt_recipes(cases, folder):
     (folder/'recipes.json').write_text(json.dumps(dict(bad=bad[:20], planned=planned, gigabytes=round(grown, 2))))
 
 def test_recipes(tmp_path, request):
-    p = _forks.Process(target=hunt_recipes, args=(request.config.getoption('--fuzz'), tmp_path))
-    p.start(); p.join(600)
-    assert p.exitcode == 0
+    in_process(hunt_recipes, request.config.getoption('--fuzz'), tmp_path, timeout=600)
     facts = json.loads((tmp_path/'recipes.json').read_text())
     print(facts)
     assert not facts['bad'] and facts['gigabytes'] < 1.5
@@ -278,9 +273,7 @@ def hunt_arguments(cases, folder):
     (folder/'arguments.json').write_text(json.dumps(dict(bad=bad[:20], wrong=len(bad), count=count, left=left)))
 
 def test_arguments(tmp_path, request):
-    p = _forks.Process(target=hunt_arguments, args=(request.config.getoption('--fuzz'), tmp_path))
-    p.start(); p.join(300)
-    assert p.exitcode == 0
+    in_process(hunt_arguments, request.config.getoption('--fuzz'), tmp_path, timeout=300)
     facts = json.loads((tmp_path/'arguments.json').read_text())
     print(facts)
     assert not facts['bad'] and not facts['left'] and facts['count'] > 500
@@ -317,9 +310,7 @@ def deaf(args, folder):
 def test_work_is_not_lost_where_nobody_listens(tmp_path):
     args = ['generate', '--inquiries', 'synthetic', '--identities', '2', '--per-identity', '1', '--steps', '2', '--threshold', '1', '--device', 'cpu',
         '--m', '.5', '--out', 'out', '--generator', 'toy', '--batch', '0']
-    p = _forks.Process(target=deaf, args=(args, tmp_path))
-    p.start(); p.join(100)
-    assert p.exitcode == 0
+    in_process(deaf, args, tmp_path)
     finite_faces(tmp_path/'out')
 
 # Interrupted at any verb
@@ -392,8 +383,7 @@ def test_read_only_folders(finished, tmp_path):
         try:
             before = contents(d)
             for args in calls:
-                p = _forks.Process(target=as_nobody, args=(args, d, tmp_path/'answer'))
-                p.start(); p.join(100)
+                fork(as_nobody, args, d, tmp_path/'answer').join(100)
                 code, err = json.loads((tmp_path/'answer').read_text())
                 assert code == 2 and 'Traceback' not in err and 'no permission' in err.splitlines()[-1], (args, code, err)
                 assert contents(d) == before
