@@ -349,9 +349,8 @@ def outcome(
     e:BaseException, # that ended a verb
 ): # exit code and sentence; None where it is a bug
     "What an exception means for the user"
-    interrupted = [o for o in causes(e) if isinstance(o, KeyboardInterrupt)]
-    if interrupted:
-        number = interrupted[0].args[0] if isinstance(interrupted[0], Terminated) else signal.SIGINT
+    if isinstance(e, KeyboardInterrupt):
+        number = e.args[0] if isinstance(e, Terminated) else signal.SIGINT
         return 128+int(number), 'interrupted' if number == signal.SIGINT else 'terminated'
     if isinstance(e, CemiFaceError): return 2, e
     if any(map(lacks_memory, causes(e))):
