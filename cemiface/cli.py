@@ -196,7 +196,7 @@ VERBS |= {
             to=dict(metavar='DIR', help='folder for the faces; what was left out is in dropped.txt'),
             size=dict(default=112, help='side of the faces, pixels (112)'))),
     'bench': Verb(do_bench, 'measure speed on this machine', '-r paper --compare naive --json', '',
-        f'recipe sets work size batch compare compile repeats eid plots {COMMON}',
+        f'recipe sets work size batch compare compile repeats eid autoencoder plots {COMMON}',
         special=dict(recipe=dict(action='append', help='whose sizes, may be repeated (toy and lfw-cpu)'),
             batch=dict(type=some, default=None, help='faces at once, in every work'))),
     'study': Verb(do_study, "the paper's tables and figures, its reviewers' questions, and what lies beyond",

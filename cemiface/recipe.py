@@ -317,8 +317,10 @@ class TrainingConfig:
     "How the generator is trained (section `training` of a recipe)"
     epochs:float = setting(10., 'passes over the faces', above=0)
     batch:int = setting(160, 'faces per step, over all processes', lo=1)
-    lr:float = setting(1e-4, 'learning rate of AdamW', above=0)
-    weight_decay:float = setting(.01, 'weight decay of AdamW', lo=0)
+    optimiser:str = setting('adamw', 'adamw; or muon for the matrices of a transformer, with adamw for the rest',
+        choices=['adamw', 'muon'])
+    lr:float = setting(1e-4, 'learning rate', above=0)
+    weight_decay:float = setting(.01, 'weight decay', lo=0)
     warmup:int = setting(0, 'steps over which the learning rate rises', lo=0)
     decay:float = setting(0., 'fraction of training, at its end, over which the rate falls to zero', lo=0,
         hi=1)
@@ -380,6 +382,8 @@ class SamplingConfig:
         lo=0)
     similarity_guidance:float = setting(1., 'of scalar control: 1 follows m; above 1, away from the '
                                             'prediction for m = 1', lo=0)
+    guidance_low:float = setting(0., 'least t/T, where 1 is pure noise, that is guided', lo=0, hi=1)
+    guidance_high:float = setting(1., 'largest t/T that is guided', lo=0, hi=1)
     batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits '
                              'the GPU', lo=0)
     precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is made for it, else no',

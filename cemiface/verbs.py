@@ -389,10 +389,12 @@ def do_suggest_m(a):
 def do_bench(a):
     "Speed of this machine"
     from cemiface.experiment.bench import bench, bench_table, cost_curves, sized, write_costs
+    from cemiface.generator.autoencoder import load_autoencoder
     recipes = [load_recipe(name, a.sets or []) for name in a.recipe or ['toy', 'lfw-cpu']]
     recipes = [sized(recipe, a.size, a.batch, a.precision, a.compile or None) for recipe in recipes]
     device, works = device_of(a), a.work.split(',') if a.work else None
-    facts = bench(recipes, works, a.compare == 'naive', a.eid, a.repeats, device)
+    autoencoder = load_autoencoder(a.autoencoder) if a.autoencoder else None
+    facts = bench(recipes, works, a.compare == 'naive', a.eid, a.repeats, device, autoencoder)
     text = [bench_table(facts)]
     if a.plots:
         facts['plots'] = [write_costs(cost_curves(r, device, a.eid, a.repeats),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.models.attention_processor import AttnAddedKVProcessor2_0
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
@@ -39,15 +39,16 @@ from ..data.faces import to_float, to_uint8
 from ..data.toy import toy_faces
 from ..encoders.backbones import ARCHS, cosine
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
+from ..generator.autoencoder import Autoencoder, denoised_shape, encode_set
 from ..generator.schedule import (
     add_noise, make_sampler, make_scheduler, noise_fraction, predict_x0, set_steps, target)
 from ..generator.condition import face_rng
 from ..generator.denoiser import build_denoiser, Denoiser, FaceUNet, side_unit
 from ..generator.losses import diffusion_mse, DISTANCES, similarity_matching
 from ..generator.training import (
-    backward, draw_step, gradient_norm, NonFinite, open_training, prefetch, TrainingBatch, TrainingData)
+    backward, compile_denoiser, draw_step, gradient_norm, NonFinite, open_training, prefetch, TrainingBatch, TrainingData)
 from ..generator.sampling import (
-    check_steps, compile_for_sampling, draw_batch, for_sampling, request_of, sample, slice_size)
+    check_steps, compile_for_sampling, draw_batch, for_sampling, request_of, sample_undecoded, slice_size)
 from ..generator.pipeline import CemiFacePipeline
 from ..sets.inquiries import write_inquiries
 from ..sets.dataset import write_set
@@ -142,22 +143,28 @@ class Setting:
     recipe:Recipe        # sizes
     device:str='cpu'     # where to work
     eid:str|None=None    # E_id: a name of ARCHS, or weights; by default the recipe's, or one that people use
+    autoencoder:Autoencoder|None=None # of the latents, for a recipe that works in them
 
     def __post_init__(self):
         if not self.recipe.sampling.batch: self.recipe = changed(self.recipe, ['sampling.batch=128'])
         r, size = self.recipe, self.recipe.faces.size
         check_steps(r.sampling.steps, r.schedule.steps)
-        if r.autoencoder != 'none':
-            raise CemiFaceError(f'bench measures pixels, and recipe {r.name} works in latents; '
-                                'add -s autoencoder=none and a faces.size of as many pixels')
-        build_denoiser(r.parts.unet, r.condition, 2, size)    # refuses what does not fit
+        if (r.autoencoder == 'none') != (self.autoencoder is None):
+            raise CemiFaceError(f'recipe {r.name} works in latents and needs --autoencoder'
+                                if self.autoencoder is None else f'recipe {r.name} works in pixels; '
+                                'leave --autoencoder out')
+        channels, _, side = self.autoencoder.latent_shape(size, size) if self.autoencoder else (3, size, size)
+        build_denoiser(r.parts.unet, r.condition, 2, side, channels)    # refuses what does not fit
         usual = 'ir50' if size >= 112 else 'mobilefacenet'
         self.eid = self.eid or (r.identity_encoder.arch if r.faces.source == 'toy' else usual)
         torch.manual_seed(0)
         self.encoder = FaceEncoder.of(self.eid) if self.eid in ARCHS else load_encoder(self.eid)
         self.encoder.to(self.device)
         most = max(r.training.batch, r.recogniser.batch, r.sampling.batch)
-        self.faces = toy_faces(max(8, -(-most//8)), 8, size)
+        self.faces = self.learned = toy_faces(max(8, -(-most//8)), 8, size)
+        if not self.autoencoder: return
+        self.home = tempfile.TemporaryDirectory()
+        self.learned = encode_set(self.autoencoder, self.faces, Path(self.home.name), self.device)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c17c13cf
 @dataclass
@@ -182,8 +189,9 @@ def untrained_denoiser(
     s, # Setting
 )->Denoiser: # on the device
     "A denoiser of the recipe's size"
-    r = s.recipe
-    return build_denoiser(r.parts.unet, r.condition, s.encoder.config.dim, r.faces.size).to(s.device)
+    channels, _, side = denoised_shape(s.learned)
+    return build_denoiser(s.recipe.parts.unet, s.recipe.condition, s.encoder.config.dim, side,
+        channels).to(s.device)
 
 def endless(loader):
     "Its batches, again and again"
@@ -195,14 +203,15 @@ def train_job(
 )->Job:
     "Training steps of the generator, as the loop of training does them"
     parts, cfg = s.recipe.parts, s.recipe.training
-    state = open_training(s.faces, s.encoder, parts, Path('never'), torch.device(s.device).type == 'cpu')
-    data = TrainingData(s.faces, s.encoder, parts, s.device)
+    state = open_training(s.learned, s.encoder, parts, Path('never'), torch.device(s.device).type == 'cpu')
+    data = TrainingData(s.learned, s.encoder, parts, s.device)
+    if cfg.compile: compile_denoiser(state, data.slices(0, state.which))
     guard = NonFinite(state.accelerator, math.inf, str)
     stream = prefetch(lambda step: data.slices(step, state.which), range(sys.maxsize))
     def call():
         step, slices = next(stream)
         terms = backward(state, slices, parts.loss.lam)
-        guard.watch(state.optimiser, gradient_norm(state, cfg.clip), terms['loss'], step)
+        guard.watch(state.optimisers, gradient_norm(state, cfg.clip), terms['loss'], step)
         state.update(cfg.lr)
     precision = resolve_precision(cfg.precision, s.device)
     return Job(call, cfg.batch, precision=precision, compiled=is_compiled(state.denoiser.unet))
@@ -213,43 +222,71 @@ def naive_loss(
     encoder, # FaceEncoder, E_id, unfolded
     scheduler, # DDPMScheduler
     b, # TrainingBatch, of which the embeddings are not used
+    faces, # whose latents `b.clean` are, or the same, (b,3,h,w)
     loss, # LossConfig
 )->Tensor: # loss of the batch, ()
     "The loss of a training step as one would write it first: E_id runs three times"
     noisy, k = add_noise(scheduler, b.clean, b.noise, b.timesteps), b.matched
-    prediction = denoiser(noisy, b.timesteps, encoder(b.clean), b.m, b.dropped)
+    prediction = denoiser(noisy, b.timesteps, encoder(faces), b.m, b.dropped)
+    goal = target(scheduler, b.clean, b.noise, b.timesteps)
+    if not loss.lam: return diffusion_mse(prediction, goal).mean()
     x0_pred = predict_x0(scheduler, prediction[k], noisy[k], b.timesteps[k])
     similarity = cosine(encoder(b.clean[k]), encoder(x0_pred))
     noise, distance = noise_fraction(scheduler, b.timesteps[k]), DISTANCES[loss.distance]
     matching = similarity_matching(similarity, b.m[k], noise, 1, distance).sum()/b.matched_count
-    goal = target(scheduler, b.clean, b.noise, b.timesteps)
     return diffusion_mse(prediction, goal).mean() + loss.lam*matching
+
+class PlainTransformer(torch.nn.Module):
+    "The nearest transformer of diffusers: it is conditioned on a class instead of on tokens"
+    def __init__(self, net): # FaceTransformer, whose sizes it gets
+        super().__init__()
+        c = net.config
+        self.net = DiTTransformer2DModel(c.heads, c.width//c.heads, c.in_channels, num_layers=c.depth,
+            sample_size=c.sample_size*c.patch, patch_size=c.patch)
+
+    def forward(self, xt, t, tokens): # as those of FaceTransformer
+        t = t.to(xt.device).expand(len(xt))
+        return self.net(xt, timestep=t, class_labels=torch.zeros_like(t, dtype=torch.long)).sample
 
 def plain_denoiser(
     s, # Setting
 )->Denoiser: # on the device
-    "The denoiser with diffusers' own attention"
+    "The denoiser with diffusers' own attention, or diffusers' own transformer"
     net = untrained_denoiser(s)
     if isinstance(net.unet, FaceUNet): net.unet.set_attn_processor(AttnAddedKVProcessor2_0())
+    else: net.unet = PlainTransformer(net.unet).to(s.device)
     return net
+
+def autocast(
+    precision, # as recipes have it
+    device, # where to compute
+): # context
+    "Autocast to bf16 where that is the precision"
+    bf16 = resolve_precision(precision, device) == 'bf16'
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
 
 # %% ../../nbs/72_experiment.bench.ipynb #c67139ea
 def naive_train_job(
     s, # Setting
 )->Job:
-    "The same steps, straightforward and in float32"
+    "The same steps in the same precision, straightforward"
     parts, cfg, net = s.recipe.parts, s.recipe.training, plain_denoiser(s)
     optimiser = torch.optim.AdamW(net.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
     average, scheduler = EMAModel(net.parameters(), cfg.ema_max), make_scheduler(parts.schedule)
     stream = endless(DataLoader(s.faces, cfg.batch, shuffle=True, drop_last=True))
     def call():
-        clean = next(stream)[0].to(s.device)
-        mirror = torch.rand(len(clean), 1, 1, 1, device=s.device) < .5
-        clean, draws = torch.where(mirror, clean.flip(3), clean), draw_step(parts, len(s.faces), 0)
+        faces = next(stream)[0].to(s.device)
+        mirror = torch.rand(len(faces), 1, 1, 1, device=s.device) < .5
+        faces, draws = torch.where(mirror, faces.flip(3), faces), draw_step(parts, len(s.faces), 0)
         drawn = draws.timesteps, draws.m, draws.dropped, draws.matched.nonzero()[:, 0]
         drawn = [o.to(s.device) for o in drawn]
-        batch = TrainingBatch(clean, None, torch.randn_like(clean), *drawn, max(1, len(drawn[-1])))
-        naive_loss(net, s.encoder, scheduler, batch, parts.loss).backward()
+        with autocast(cfg.precision, s.device):
+            clean = faces
+            if s.autoencoder:
+                with torch.no_grad(): clean = s.autoencoder.encode(faces).float()
+            batch = TrainingBatch(clean, None, torch.randn_like(clean), *drawn, max(1, len(drawn[-1])))
+            loss = naive_loss(net, s.encoder, scheduler, batch, faces, parts.loss)
+        loss.backward()
         if cfg.clip: torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -261,8 +298,12 @@ def untrained_pipeline(
     s, # Setting
 )->CemiFacePipeline: # on the device
     "A generator of the recipe's size"
-    net = untrained_denoiser(s).eval().requires_grad_(False)
-    return CemiFacePipeline(net.unet, net.condition, make_sampler(make_scheduler(s.recipe.schedule)), s.encoder)
+    net, latent = untrained_denoiser(s).eval().requires_grad_(False), {}
+    if s.autoencoder:
+        latent = {f'latent_{k}': getattr(s.learned, k).tolist() for k in ('mean', 'std')}
+        latent['autoencoder'] = s.autoencoder
+    scheduler = make_sampler(make_scheduler(s.recipe.schedule, clip=not latent))
+    return CemiFacePipeline(net.unet, net.condition, scheduler, s.encoder, **latent)
 
 def embeddings_of(
     s, # Setting
@@ -290,12 +331,12 @@ def passes(
 def sample_job(
     s, # Setting
 )->Job:
-    "The sampling loop of the pipeline"
+    "The sampling loop of the pipeline, without decoding"
     pipe, request, e = ready_to_draw(s)
     sampling, m, size = request.sampling, torch.ones(len(e), device=s.device), slice_size(len(e), s.device)
     def part(i):
         rngs = [face_rng(0, k, 0, s.device) for k in range(len(e))[i:i+size]]
-        sample(pipe, e[i:i+size], m[i:i+size], rngs, sampling)
+        sample_undecoded(pipe, e[i:i+size], m[i:i+size], rngs, sampling)
     def call():
         with workers(s.device) as each: list(each(part, range(0, len(e), size)))
     return Job(call, len(e), passes(sampling), sampling.precision, 'eval/s', is_compiled(pipe.unet))
@@ -327,11 +368,11 @@ def naive_sample(
     net:Denoiser, # condition and UNet
     scheduler, # DDIM
     e:Tensor, # embeddings, (b,D)
-    size:int, # side of the faces
+    shape:tuple, # of what is drawn: channels, height, width
     sampling, # SamplingConfig: steps, eta, guidance
-)->Tensor: # faces, (b,3,h,w) in [-1,1]
+)->Tensor: # what was drawn, (b,c,h,w)
     "The sampling loop as one would write it first, for m = 1"
-    x, m = torch.randn(len(e), 3, size, size, device=e.device), torch.ones(len(e), device=e.device)
+    x, m = torch.randn(len(e), *shape, device=e.device), torch.ones(len(e), device=e.device)
     set_steps(scheduler, sampling.steps, e.device)
     options = dict(eta=sampling.eta) if isinstance(scheduler, DDIMScheduler) else {}
     for t in scheduler.timesteps:
@@ -340,15 +381,17 @@ def naive_sample(
             free = net(x, t, e, m, m.bool())
             out = free + sampling.guidance*(out-free)
         x = scheduler.step(out, t, x, **options).prev_sample
-    return x.clamp(-1, 1)
+    return x
 
 def naive_drawing(
     s, # Setting
 ): # a function that draws a batch, embeddings (b,D)
     "The plain loop, ready to draw"
     r, net, e = s.recipe, plain_denoiser(s).eval(), embeddings_of(s)
-    scheduler = make_sampler(make_scheduler(r.schedule))
-    return lambda: naive_sample(net, scheduler, e, r.faces.size, r.sampling), e
+    scheduler, shape = make_sampler(make_scheduler(r.schedule)), denoised_shape(s.learned)
+    def draw():
+        with autocast(r.sampling.precision, s.device): return naive_sample(net, scheduler, e, shape, r.sampling)
+    return draw, e
 
 # %% ../../nbs/72_experiment.bench.ipynb #c25e935d
 def naive_sample_job(
@@ -364,10 +407,12 @@ def naive_generate_job(
     batches:int=1, # of faces
 )->Job:
     "The plain loop, bytes, and the similarity by E_id"
-    (draw, e), image_format = naive_drawing(s), s.recipe.generation.image_format
+    (draw, e), image_format, decode = naive_drawing(s), s.recipe.generation.image_format, torch.clone
+    if s.autoencoder: decode = s.autoencoder.decode
     def call():
         for k in range(batches):
-            x = draw()
+            with torch.no_grad(), autocast(s.recipe.sampling.precision, s.device):
+                x = decode(draw()).float().clamp(-1, 1)
             with torch.no_grad(): similarity = cosine(e, s.encoder(x)).tolist()
             pictures = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
             if not folder: continue
@@ -484,7 +529,7 @@ def bench_row(
     r, (make, *makers) = s.recipe, JOBS[work] if naive else JOBS[work][:1]
     job = make(s)
     watched = job
-    if job.compiled: watched = make(Setting(sized(r, compile=False), s.device, s.eid))      # else unseen
+    if job.compiled: watched = make(replace(s, recipe=sized(r, compile=False)))             # else unseen
     flops = count_flops(watched.call)/job.items
     reset_peak(s.device)
     job.call()
@@ -511,6 +556,7 @@ def bench(
     eid:str|None=None, # E_id: a name of ARCHS, or weights; see Setting
     repeats:int=3, # timings, of which the median counts
     device:str|None=None, # by default the accelerator, where there is one
+    autoencoder:Autoencoder|None=None, # for recipes that work in latents
 ): # dict of rows, hardware, threads, ceiling_tflops (the highest), ceilings_tflops (by precision), ...
     "Measure speed on the machine at hand; raises CemiFaceError for a value that is not known or out of range"
     works = works or list(JOBS)
@@ -518,7 +564,8 @@ def bench(
         if work not in JOBS:
             raise CemiFaceError(f'work = {work!r} is not known to bench; use one of {", ".join(JOBS)}')
     if repeats < 1: raise CemiFaceError(f'repeats = {repeats} is too small for bench; use at least 1')
-    settings, ceilings, rows = [Setting(r, device or default_device(), eid) for r in recipes], {}, []
+    device, ceilings, rows = device or default_device(), {}, []
+    settings = [Setting(r, device, eid, autoencoder) for r in recipes]
     for s in settings: rows += [bench_row(s, work, ceilings, repeats, naive) for work in works]
     return dict(format_version=FORMAT_VERSION, rows=rows, hardware=hardware(),
         threads=torch.get_num_threads(), torch=torch.__version__,

@@ -6,7 +6,8 @@
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'm_levels', 'StepDraws', 'draw_step', 'draw_noise', 'learning_rate', 'steps_in_all',
            'other_photo_of', 'TrainingBatch', 'TrainingData', 'prefetch', 'step_loss', 'may_change',
            'training_settings', 'save_checkpoint', 'load_checkpoint', 'logged_rows', 'TrainingLog', 'NonFinite',
-           'TrainingState', 'open_training', 'backward', 'gradient_norm', 'compile_denoiser', 'train_denoiser']
+           'GuardedMuon', 'optimisers_of', 'TrainingState', 'open_training', 'backward', 'gradient_norm',
+           'compile_denoiser', 'train_denoiser']
 
 # %% ../../nbs/35_generator.training.ipynb #cde54f8f
 import contextlib
@@ -386,15 +387,16 @@ class NonFinite:
     last:int=-1 # the last of them
 
     def watch(self,
-        optimiser, # fused, about to step
+        optimisers:list, # about to step; one of AdamW is fused
         norm:Tensor, # of the gradient, over all processes, ()
         loss:Tensor, # of the step, ()
         step:int, # its number
     )->Tensor: # bool (): is it left out?
-        "Tell the optimiser whether to leave out this step"
+        "Tell the optimisers whether to leave out this step"
         fp16 = self.accelerator.scaler is not None
         bad = ~torch.isfinite(loss if fp16 else norm)
-        if not fp16: getattr(optimiser, 'optimizer', optimiser).found_inf = bad.float()
+        if not fp16:
+            for optimiser in optimisers: getattr(optimiser, 'optimizer', optimiser).found_inf = bad.float()
         self.count, self.last = self.count+bad, torch.where(bad, step, self.last)
         return bad
 
@@ -406,6 +408,29 @@ class NonFinite:
                             f'with the faces {self.named(step)}; the checkpoint holds the last good state; '
                             'lower training.lr or loss.lam, or look at these faces')
 
+# %% ../../nbs/35_generator.training.ipynb #n7624896
+class GuardedMuon(torch.optim.Muon):
+    "Muon that leaves out a step whose `found_inf` is 1, as the fused AdamW does"
+    def step(self, closure=None): return None if self.found_inf else super().step(closure)
+
+def optimisers_of(
+    denoiser:Denoiser, # whose weights are trained
+    config:TrainingConfig, # optimiser, lr, weight_decay
+)->list[torch.optim.Optimizer]:
+    "AdamW for all weights; or Muon for the matrices of a transformer's blocks, and AdamW for the rest"
+    adamw = partial(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    weights = list(denoiser.parameters())
+    if config.optimiser == 'adamw': return [adamw(weights)]
+    blocks = getattr(denoiser.unet, 'blocks', None)
+    if not blocks:
+        raise CemiFaceError('training.optimiser = "muon" is for the blocks of a transformer; '
+                            'set denoiser = "transformer", or training.optimiser = "adamw"')
+    matrices = [w for w in blocks.parameters() if w.ndim == 2]
+    chosen = {id(w) for w in matrices}
+    return [adamw([w for w in weights if id(w) not in chosen]),
+        GuardedMuon(matrices, config.lr, config.weight_decay, adjust_lr_fn='match_rms_adamw')]
+
+
 # %% ../../nbs/35_generator.training.ipynb #c81c58b0
 @dataclass
 class TrainingState:
@@ -413,7 +438,7 @@ class TrainingState:
     accelerator:Accelerator # the processes, their device and precision
     net:torch.nn.Module # the denoiser, wrapped by the accelerator
     denoiser:Denoiser # the same without wrapping
-    optimiser:torch.optim.AdamW # wrapped, too
+    optimisers:list[torch.optim.Optimizer] # of `optimisers_of`, wrapped, too
     average:EMAModel # of all trained weights, the condition included
     loss_of:Callable # (TrainingBatch, lambda) -> loss and terms: `step_loss` at the precision of the training
     which:list # the slices of a batch that this process computes, as (number, of how many)
@@ -424,10 +449,11 @@ class TrainingState:
     def update(self,
         rate:float, # learning rate of this step
     ):
-        "One step of AdamW with this learning rate, and one of the moving average"
-        for group in self.optimiser.param_groups: group['lr'] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        "One step of the optimisers with this learning rate, and one of the moving average"
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups: group['lr'] = rate
+            optimiser.step()
+            optimiser.zero_grad()
         self.average.step(self.denoiser.parameters())
 
     def save(self,
@@ -438,7 +464,7 @@ class TrainingState:
         "Write a checkpoint after `step` steps, in the main process"
         if self.accelerator.is_main_process:
             save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
-                optimiser=self.optimiser.state_dict(), average=self.average.state_dict(), **self.keys)
+                optimisers=[o.state_dict() for o in self.optimisers], average=self.average.state_dict(), **self.keys)
         return time.monotonic()
 
     def finish(self)->Denoiser:
@@ -490,11 +516,10 @@ def open_training(
 
     if device.type == 'cuda': denoiser.to(memory_format=torch.channels_last)
     weights = list(denoiser.parameters())
-    optimiser = torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
-    net, optimiser = accelerator.prepare(denoiser, optimiser)
+    net, *optimisers = accelerator.prepare(denoiser, *optimisers_of(denoiser, config))
     average = EMAModel(weights, decay=config.ema_max, use_ema_warmup=True, power=.75, foreach=True)
     if old:
-        optimiser.load_state_dict(old['optimiser'])
+        for optimiser, kept in zip(optimisers, old['optimisers']): optimiser.load_state_dict(kept)
         average.load_state_dict(old['average'])
     average.to(device)
     embed, latent = identity_encoder.folded().to(device), isinstance(faces, LatentSet)
@@ -503,7 +528,7 @@ def open_training(
         make_scheduler(parts.schedule, not latent), config=parts.loss, control=config.control))
     which = slices_of(config.batch, accelerator)
     step, pending = (old['step'], old['log']) if old else (0, ({}, 0))
-    return TrainingState(accelerator, net, denoiser, optimiser, average, loss_of, which, keys, step, pending)
+    return TrainingState(accelerator, net, denoiser, optimisers, average, loss_of, which, keys, step, pending)
 
 # %% ../../nbs/35_generator.training.ipynb #c194c369
 def backward(
@@ -573,9 +598,9 @@ def train_denoiser(
             # forward and back: the gradient of `step_loss`
             terms = backward(state, slices, lambda_at(parts.loss, step/steps))
 
-            # one step of AdamW, which leaves out a gradient that is not finite, and one of the moving average
+            # one step of the optimisers, without a gradient that is not finite, and one of the moving average
             norm, rate = gradient_norm(state, config.clip), learning_rate(config, step, steps)
-            bad = guard.watch(state.optimiser, norm, terms['loss'], step)
+            bad = guard.watch(state.optimisers, norm, terms['loss'], step)
             state.update(rate)
 
             # the log: sums stay on the device until a row is due
