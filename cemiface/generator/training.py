@@ -260,7 +260,7 @@ def step_loss(
 # %% ../../nbs/35_generator.training.ipynb #c25a2b9e
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
 
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high',
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_decay', 'm_low', 'm_high',
     'm_step', 'control', 'inquiry', 'similarity_fraction', 'precision')
 
 def may_change(
@@ -492,7 +492,7 @@ def open_training(
     weights = list(denoiser.parameters())
     optimiser = torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
     net, optimiser = accelerator.prepare(denoiser, optimiser)
-    average = EMAModel(weights, decay=config.ema_max, use_ema_warmup=True, power=.75, foreach=True)
+    average = EMAModel(weights, decay=config.ema_decay, use_ema_warmup=True, power=.75, foreach=True)
     if old:
         optimiser.load_state_dict(old['optimiser'])
         average.load_state_dict(old['average'])
