@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnAddedKVProcessor2_0
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure

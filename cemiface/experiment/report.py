@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from ..core import text_table
 from ..recipe import to_toml
-from ..plots import BLACK, BLUE, GREEN, GREY, ORANGE, wide_axes
+from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
 from ..recognition.verification import plot_roc, roc
 from ..analysis.similarity import file_of
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
@@ -109,8 +109,8 @@ def results_table(
 
 # %% ../../nbs/70_experiment.report.ipynb #c99d2238
 STYLES = dict(
-    scalar=dict(color=ORANGE, ls='--'), sphere=dict(color=BLUE, ls='-'), real=dict(color=GREEN, ls='-.'),
-    inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
+    scalar=dict(color=CONTROL_COLOURS['scalar'], ls='--'), sphere=dict(color=CONTROL_COLOURS['sphere'], ls='-'),
+    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
 
 # %% ../../nbs/70_experiment.report.ipynb #n8590658
 def set_label(
