@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, progress
+from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, progress, sweep
 from ..core import fingerprint as fingerprint_of, read_json, sha256_file, write_json
 from ..recipe import ASSETS
 from ..data.faces import to_float
@@ -240,6 +240,7 @@ def embed_set(
     with contextlib.suppress(CemiFaceError):           # absent, unreadable or other notes: computed again
         if path.is_file() and read_json(notes)==facts|dict(sha256=sha256_file(path)):
             return np.load(path, mmap_mode='r')
+    sweep(path.parent, deep=False)                     # what a killed process left
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=shape))
         for e in rows(): f.write(e.tobytes())

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from ..core import CemiFaceError
 from ..recipe import Inputs, nearest_key, Recipe
 from ..plots import bars, COLOURS, CONTROL_COLOURS, curve, new_figure, plot_similarity
+from ..data.formats import short_repr
 from ..data.faces import FaceSet
 from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
@@ -365,6 +366,7 @@ def plot_groups(
     for ax, what in zip(fig.subplots(1, 2), titles):
         own = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows if row['what'] == what]
         places = list(dict.fromkeys(row['place'] for row in own))
+        shown = [short_repr(o).replace('$', r'\$') for o in places]             # no formula
         for row in own:
             k, v = sets.index(row['name']), np.array([row['lo'], row['mean'], row['hi']])
             if what == 'accuracy': v = 100*v
@@ -372,7 +374,7 @@ def plot_groups(
                 v[1], .2*(1-k)-places.index(row['place']), xerr=np.diff(v).clip(0)[:, None], fmt=MARKERS[k%5],
                 color=COLOURS[k%7], capsize=2, ms=4)
         for k, name in enumerate(sets): ax.plot([], [], MARKERS[k%5], color=COLOURS[k%7], label=name)
-        ax.set(xlabel=titles[what], yticks=-np.arange(len(places)), yticklabels=places)
+        ax.set(xlabel=titles[what], yticks=-np.arange(len(places)), yticklabels=shown)
     handles = ax.get_legend_handles_labels()
     fig.legend(*handles, loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
     return fig
