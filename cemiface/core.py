@@ -276,7 +276,7 @@ def reading(path, kind): # what is opened in the body, and what it should be, fo
 
 @contextlib.contextmanager
 def open_regular(path, kind): # a file, and what it should be, for the error
-    "Yields a regular file, open to read bytes. Raises CemiFaceError for a folder, or a pipe, which may never end"
+    "Yields a regular file, open to read bytes. Raises CemiFaceError for anything else"
     flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)  # do not wait for a pipe
     with reading(path, kind): number = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(number).st_mode):
@@ -325,7 +325,8 @@ def sha256_file(
     path:str|os.PathLike, # file to hash
 )->str: # 64 hexadecimal digits
     "The sha256 of a file. Raises CemiFaceError when it can't be read"
-    with reading(path, 'file'), open_regular(path, 'file') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with reading(path, 'file'), open_regular(path, 'file') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #c0361f41
 def differences(

@@ -534,8 +534,9 @@ def identities_of_paths(names, where, left_out): # paths in an archive, its name
     if not people or shared in nested and len(people) == 1:
         deepest = max(zip(map(len, above), names))[1]
         choice = ' or '.join(PurePosixPath(deepest).parts[max(len(shared)-1, 0):-1])
-        raise CemiFaceError(f'{where} does not tell whether {short_repr(deepest)} shows {short_repr(choice)}; '
-                            'put all images of a person into one folder, IDENTITY/FILE')
+        raise CemiFaceError(f'{where} does not tell whether {short_repr(deepest)} shows '
+                            f'{short_repr(choice)}; put all images of a person into one folder, '
+                            'IDENTITY/FILE')
     if shared:
         top = short_repr('/'.join(shared))+'/'
         log(f'{where}: each folder in {top} counts as a person, as {short_repr(min(people)[-1])}; '

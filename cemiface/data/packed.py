@@ -26,8 +26,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import (
-    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, open_regular, reading, write_text)
+from cemiface.core import (
+    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, open_regular, reading,
+    write_text)
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
     is_hidden, map_file, number_in_order, odd_name, read_columns, safe_name, say_lookalikes, scan_folder,

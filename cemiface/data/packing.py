@@ -57,14 +57,15 @@ def pair_entries(pairs, entries, where): # Pairs, a labelled set, and what to ca
     return [(only(a, i), only(b, j), same) for a, i, b, j, same in pairs.rows]
 
 # %% ../../nbs/15_data.packing.ipynb #c83ea5d2
-def with_inquiries(entries, inquiries, copies, left_out): # a set, folder of its inquiries, a number, the others
+def with_inquiries(entries, inquiries, copies, left_out): # a set, a folder, a number; gets other inquiries
     "A set together with copies of all its inquiries. Raises CemiFaceError when a person has none"
     account, inquiries_of = LeftOut(), collections.defaultdict(list)
     for o in scan(inquiries, account): inquiries_of[o.identity].append(o)
     people = number_in_order(o.identity for o in entries)
     for who in people:
         if who is None or who not in inquiries_of:
-            raise CemiFaceError(f'{inquiries} has no inquiry of {who or entries[0].name}; it belongs to another set')
+            raise CemiFaceError(f'{inquiries} has no inquiry of {who or entries[0].name}; '
+                                'it belongs to another set')
     for who in inquiries_of.keys() - people:
         for o in inquiries_of[who]: account.add('an inquiry of nobody in the set', o.name)
     for why, name in account: left_out.add(why, f'{Path(inquiries).name}/{name}')

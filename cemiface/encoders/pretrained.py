@@ -64,18 +64,16 @@ def are_numbers(values, n, kind): # what should be so many numbers; their class
 
 def check_settings(dim, height, width, crop, colour, mean, std): # of FaceEncoder
     "CemiFaceError names the first setting that no face encoder has."
-    def is_whole(value, most): return are_numbers([value], 1, Integral) and 1<=value<=most
-    side, three = f'a whole number of pixels, 1 to {MAX_SIDE}', 'three numbers, one a channel'
-    cut = crop is None or are_numbers(crop, 2, Integral) and min(crop)>=0
-    for name,value,fits,right in (
-            ('dim', dim, is_whole(dim, MAX_DIM), f'a whole number, 1 to {MAX_DIM}'),
-            ('height', height, is_whole(height, MAX_SIDE), side), ('width', width, is_whole(width, MAX_SIDE), side),
-            ('crop', crop, cut and sum(crop or ())<width, 'two numbers of pixels that leave some of the width'),
-            ('colour', colour, colour in ('rgb', 'bgr'), "'rgb' or 'bgr'"),
-            ('mean', mean, are_numbers(mean, 3, Real), three),
-            ('std', std, are_numbers(std, 3, Real) and min(std)>0, f'{three}, above 0')):
+    def require(fits, name, value, right):
         if not fits: raise CemiFaceError(f'{name} = {str(value)[:60]!r} of a face encoder should be {right}')
-
+    for name,value,most in (('dim', dim, MAX_DIM), ('height', height, MAX_SIDE), ('width', width, MAX_SIDE)):
+        whole = are_numbers([value], 1, Integral) and 1<=value<=most
+        require(whole, name, value, f'a whole number, 1 to {most}')
+    cut = crop is None or are_numbers(crop, 2, Integral) and min(crop)>=0 and sum(crop)<width
+    require(cut, 'crop', crop, 'two numbers of pixels that leave some of the width')
+    require(colour in ('rgb', 'bgr'), 'colour', colour, "'rgb' or 'bgr'")
+    require(are_numbers(mean, 3, Real), 'mean', mean, 'three numbers, one a channel')
+    require(are_numbers(std, 3, Real) and min(std)>0, 'std', std, 'three numbers above 0, one a channel')
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #ce79ad70
 class FaceEncoder(ModelMixin, ConfigMixin):

@@ -108,9 +108,10 @@ def results_table(
     return '\n'.join([head, '-'*len(head), *lines, table_note(results)])
 
 # %% ../../nbs/70_experiment.report.ipynb #c99d2238
-STYLES = dict(
-    scalar=dict(color=CONTROL_COLOURS['scalar'], ls='--'), sphere=dict(color=CONTROL_COLOURS['sphere'], ls='-'),
-    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
+DASHES = dict(scalar='--', sphere='-', both='-.')
+STYLES = {control: dict(color=CONTROL_COLOURS[control], ls=ls) for control, ls in DASHES.items()} | dict(
+    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'),
+    recogniser=dict(color=BLACK, ls=':'))
 
 # %% ../../nbs/70_experiment.report.ipynb #n8590658
 def set_label(

@@ -121,7 +121,8 @@ def noise_fraction(
 FLOW_SAMPLERS = dict(euler=FlowMatchEulerDiscreteScheduler, heun=FlowMatchHeunDiscreteScheduler,
     dpm=partial(DPMSolverMultistepScheduler, prediction_type='flow_prediction', use_flow_sigmas=True))
 
-SAMPLERS = {'DDIM': DDIMScheduler, 'DPM-Solver++': DPMSolverMultistepScheduler, 'UniPC': UniPCMultistepScheduler}
+SAMPLERS = {
+    'DDIM': DDIMScheduler, 'DPM-Solver++': DPMSolverMultistepScheduler, 'UniPC': UniPCMultistepScheduler}
 
 def make_sampler(
     sch, # training schedule
@@ -133,7 +134,8 @@ def make_sampler(
     name = name or next(iter(known))
     if name not in known:
         raise CemiFaceError(f'sampler = {name!r} does not fit this schedule; use one of {", ".join(known)}')
-    return known[name](num_train_timesteps=sch.config.num_train_timesteps) if flow else known[name].from_config(sch.config)
+    if flow: return known[name](num_train_timesteps=sch.config.num_train_timesteps)
+    return known[name].from_config(sch.config)
 
 def set_steps(
     sampler, # any sampler of diffusers
