@@ -360,24 +360,25 @@ class Label(NamedTuple):
 def label_beside(path, data, name, beside): # FILE.tar, its bytes, name of an image, labels of `tar_images`
     "The Label of an image. Raises CemiFaceError when it is broken"
     stem, leaf = name.rpartition('.')[0], name.rpartition('/')[2]
+    where = f'{path}, {short_repr(stem)}'
     start, end = beside.get(f'{stem}.json', (0, 0))
     try: facts = json.loads(data[start:end]) if 0 < end-start < 2**16 else None  # ours are short
     except (ValueError, RecursionError):
-        raise CemiFaceError(f'{path}, {short_repr(stem)}.json is no JSON; fetch the file again') from None
+        raise CemiFaceError(f'{where}.json is no JSON; fetch the file again') from None
     facts = facts if isinstance(facts, dict) and isinstance(facts.get('file'), str) else {}
-    if isinstance(facts.get('format_version'), int): check_version(facts, f'{path}, {short_repr(stem)}.json')
+    if isinstance(facts.get('format_version'), int): check_version(facts, f'{where}.json')
     if facts.get('format_version') == FORMAT_VERSION:
-        ours = safe_name(facts['file'], f'{path}, {short_repr(stem)}')
+        ours = safe_name(facts['file'], where)
         who = ours.rpartition('/')[0] or None
         if facts.get('identity', who) != who:
-            raise CemiFaceError(f'{path}, {short_repr(stem)}.json is damaged: its file and its identity name '
-                                'different people; fetch the file again')
+            raise CemiFaceError(f'{where}.json is damaged: its file and its identity name different '
+                                'people; fetch the file again')
         return Label('json', ours, who)
     start, end = next((beside[f'{o}.cls'] for o in dotted_stems(stem) if f'{o}.cls' in beside), (0, 0))
     if not start: return Label('folder', name, None)
     number = data[start:end].strip().decode('latin1') if end-start <= 32 else ''
     if not is_whole_number(number):
-        raise CemiFaceError(f'{path}, {short_repr(stem)}.cls is no number; fetch it again')
+        raise CemiFaceError(f'{where}.cls is no number; fetch it again')
     return Label('cls', f'{int(number):06d}/{leaf}', f'{int(number):06d}')
 
 # %% ../../nbs/11_data.packed.ipynb #n1987792
