@@ -23,6 +23,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Container, Sequence
@@ -187,9 +188,10 @@ def sweep(
     for p in sorted(Path(root).glob('**/.cemiface-*' if deep else '.cemiface-*')):
         name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-.*', p.name, re.DOTALL)
         if not name or name[2] != host_name() or is_running(int(name[3])): continue
-        for aside in p.iterdir() if name[1] == 'old' and p.is_dir() else ():
-            if not (p.parent/aside.name).exists(): os.replace(aside, p.parent/aside.name)
-        remove(p)
+        with contextlib.suppress(OSError):                   # what belongs to somebody else stays
+            for aside in p.iterdir() if name[1] == 'old' and p.is_dir() else ():
+                if not (p.parent/aside.name).exists(): os.replace(aside, p.parent/aside.name)
+            remove(p)
 
 # %% ../nbs/00_core.ipynb #n5581207
 @contextlib.contextmanager
@@ -262,19 +264,35 @@ def check_version(
         raise CemiFaceError(f'{path} has format_version {v}, but this cemiface knows up to {FORMAT_VERSION}; '
                             'update cemiface')
 
+# %% ../nbs/00_core.ipynb #n2484916
+@contextlib.contextmanager
+def reading(path, kind): # what is opened in the body, and what it should be, for the error
+    "Turn errors of the file system into one sentence. Raises CemiFaceError"
+    try: yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise CemiFaceError(f'no {kind} at {path}; check the path') from None
+    except OSError as e:
+        raise CemiFaceError(f'cannot read the {kind} {e.filename or path}: {e.strerror or e}') from None
+
+@contextlib.contextmanager
+def open_regular(path, kind): # a file, and what it should be, for the error
+    "Yields a regular file, open to read bytes. Raises CemiFaceError for anything else"
+    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)  # do not wait for a pipe
+    with reading(path, kind): number = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise CemiFaceError(f'{path} is no regular file, so no {kind}; check the path')
+    with open(number, 'rb') as f: yield f
+
 # %% ../nbs/00_core.ipynb #ccf387bb
 def read_text(
     path:str|os.PathLike, # file to read
     kind:str='file', # what it should be, for the error
 )->str:
     "Read a UTF-8 text file. Raises CemiFaceError"
-    try:
-        if Path(path).is_file() or not Path(path).exists(): return Path(path).read_text(encoding='utf-8-sig')
-        why = f'{path} is no regular file, so no {kind}; check the path'        # a pipe would wait for ever
-    except (FileNotFoundError, NotADirectoryError): why = f'no {kind} at {path}; check the path'
-    except OSError as e: why = f'cannot read the {kind} {path}: {e.strerror or e}'
-    except UnicodeDecodeError: why = f'{path} is no {kind}: it is not UTF-8 text'
-    raise CemiFaceError(why)
+    with reading(path, kind), open_regular(path, kind) as f:
+        try: return io.TextIOWrapper(f, 'utf-8-sig').read()
+        except UnicodeDecodeError: raise CemiFaceError(f'{path} is no {kind}: it is not UTF-8 text') from None
 
 def read_json(
     path:str|os.PathLike, # file to read
@@ -307,9 +325,8 @@ def sha256_file(
     path:str|os.PathLike, # file to hash
 )->str: # 64 hexadecimal digits
     "The sha256 of a file. Raises CemiFaceError when it can't be read"
-    try:
-        with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    except OSError as e: raise CemiFaceError(f'cannot read {path}: {e.strerror}; check the path') from None
+    with reading(path, 'file'), open_regular(path, 'file') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #c0361f41
 def differences(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .core import atomic_path, CemiFaceError
 from .recipe import CONTROLS, SamplingConfig
-from .plots import COLOURS, face_grid
+from .plots import CONTROL_COLOURS, face_grid
 from .data.faces import as_faces, FaceSet
 from .generator.sampling import SetRequest
 from .generator.calibration import Calibration
@@ -148,7 +148,7 @@ def curve_picture(
         low = min(low, m-.1, mean-.1)
         style = dict(ms=4, alpha=.4)
         if row is drawn[0]: style = dict(ms=7, yerr=np.std(row.similarity), capsize=3)
-        ax.errorbar(m, mean, color=COLOURS[CONTROLS.index(control)], marker=MARKERS[control], **style)
+        ax.errorbar(m, mean, color=CONTROL_COLOURS[control], marker=MARKERS[control], **style)
     ax.set(xlim=(low, 1.05), ylim=(low, 1.05), xlabel='m requested', ylabel='achieved, by E_id')
     legend = 'square: scalar\ncircle: sphere\ntriangle: both'
     ax.text(.97, .05, legend, transform=ax.transAxes, ha='right', fontsize=8, color='#555555')

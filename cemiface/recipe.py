@@ -325,8 +325,8 @@ class TrainingConfig:
     decay:float = setting(0., 'fraction of training, at its end, over which the rate falls to zero', lo=0,
         hi=1)
     clip:float = setting(0., 'largest gradient norm; 0 does not clip', lo=0)
-    ema_max:float = setting(.9999, 'largest decay of the moving average min(1-(1+step)^-0.75, ema_max)', lo=0,
-        hi=1)
+    ema_decay:float = setting(.9999, 'largest decay of the moving average min(1-(1+step)^-0.75, ema_decay)',
+        lo=0, hi=1)
     m_low:float = setting(-1., 'smallest m', lo=-1, hi=1)
     m_high:float = setting(1., 'largest m', lo=-1, hi=1)
     m_step:float = setting(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the '

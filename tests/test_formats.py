@@ -40,6 +40,15 @@ def test_a_killed_pack_leaves_no_rec(start, cemiface, finished, tmp_path):
     assert cemiface(*args).code==0
     assert sorted(o.name for o in (tmp_path/'new').iterdir())==['property', 'train.idx', 'train.lst', 'train.rec']
 
+@pytest.mark.parametrize('verb, to', [('pack', 'new/one.tar'), ('pack', 'new/shards'), ('pack', 'new/some-%03d.tar'), ('unpack', 'new/back')])
+def test_what_a_kill_left_is_swept(start, cemiface, finished, tmp_path, verb, to):
+    assert cemiface('pack', '--from', finished.faces, '--to', 'one.tar').code==0
+    args = [verb, '--from', finished.faces if verb=='pack' else 'one.tar', '--to', to]
+    assert start(*args, stop=dict(event='os.rename', pattern=r'new/(one|shards|some|back)[^/]*$')).wait().code==-9
+    left = [o for o in contents(tmp_path/'new') if o.startswith('.cemiface')]
+    assert left and cemiface(*args).code==0
+    assert not [o for o in contents(tmp_path) if '.cemiface' in o]
+
 def test_copies_of_the_inquiries(cemiface, finished, tmp_path):
     shutil.copytree(finished.faces, tmp_path/'lone')
     refused(cemiface('pack', '--from', 'lone', '--to', 'train.rec', '--copies', 5), 'lone.inquiries')

@@ -192,6 +192,36 @@ def test_a_later_version_is_refused(version):
         if isinstance(entries, CemiFaceError): assert version > 1 and 'update cemiface' in str(entries) or version < 1 and 'above 0' in str(entries)
         else: assert [o.identity for o in entries] == ['Al' if version == 1 else None]
 
+@few
+@given(st.sampled_from(['Al/1.png', 'Bo/1.png', '1.png']), st.sampled_from(['Al', 'Bo', '', None, 7, ['Al'], 'absent']))
+def test_a_json_that_names_two_people_is_refused(file, who):
+    facts = dict(format_version=1, file=file) | (dict(identity=who) if who != 'absent' else {})
+    with folder() as d:
+        entries, _ = quiet(scan, tar_of(d/'x.tar', [('7.png', picture(1)), ('7.json', json.dumps(facts).encode())]))
+        own = file.rpartition('/')[0] or None
+        if who in (own, 'absent'): assert [o.identity for o in entries] == [own]
+        else: assert 'name different people' in str(entries)
+
+# Inquiries: each is copied, or counted with a reason
+
+@few
+@given(st.dictionaries(st.integers(0, 4), st.integers(1, 3), min_size=1), st.dictionaries(st.integers(0, 6), st.integers(1, 3), min_size=1), st.integers(1, 3))
+@example({0: 2, 1: 2}, {0: 1, 1: 2}, 3)
+def test_every_inquiry_is_copied_or_accounted_for(faces, inquiries, copies):
+    with folder() as d:
+        for at, counts in (('set', faces), ('set.inquiries', inquiries)):
+            for who, n in counts.items():
+                for k in range(n): put(d/at/f'{who:06d}'/f'{k:03d}.png', picture(100*who+10*k+(at == 'set')))
+        facts, err = quiet(pack, d/'set', d/'x.tar', None, copies)
+        if not faces.keys() <= inquiries.keys(): assert 'no inquiry of' in str(facts) and not (d/'x.tar').exists(); return
+        own, others = (sum(n for who, n in inquiries.items() if (who in faces) == of) for of in (True, False))
+        left_out = {'an inquiry of nobody in the set': others} if others else {}
+        assert facts['images'] == sum(faces.values())+copies*own and facts.get('left_out', {}) == left_out
+        assert err.count('\n') == bool(others)
+        found = Counter((o.identity, o.read()) for o in scan(d/'x.tar'))
+        for who in faces:
+            for k in range(inquiries[who]): assert found[f'{who:06d}', picture(100*who+10*k)] in (copies, 1)
+
 def used_of(entries): return Counter((o.identity, o.read()) for o in entries)
 
 @few

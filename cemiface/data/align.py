@@ -25,7 +25,7 @@ from PIL import Image
 from ..core import CemiFaceError, fingerprint, log, RunFolder, sha256_file
 from ..recipe import setting
 from cemiface.data.formats import (
-    BadImage, in_threads, LeftOut, loaded_image, make_folders, printable, read_columns, refuse_own_names,
+    BadImage, in_threads, LeftOut, loaded_image, make_folders, short_repr, read_columns, refuse_own_names,
     scan_folder)
 from .faces import picture_to_bytes, save_image, size_and_time
 
@@ -157,10 +157,10 @@ class ListedFaces:
         absent = self.faces.keys() - names - set(self.spelling.values())
         if len(absent) == len(self.faces):
             raise CemiFaceError(f'{self.path} is about none of these photos: it names {min(self.faces)}, '
-                                f'for instance; the first photo is {printable(names[0])}')
+                                f'for instance; the first photo is {short_repr(names[0])}')
         if absent:
             log(f'{self.path}: {len(absent):,} of the {len(self.faces):,} photos that it names are not here, '
-                f'as {printable(min(absent))}')
+                f'as {short_repr(min(absent))}')
 
     def __call__(self,
         name:str, # path of a photo

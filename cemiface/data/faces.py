@@ -261,13 +261,14 @@ def require_labels(self:FaceSet,
 # %% ../../nbs/12_data.faces.ipynb #cf520660
 @patch
 def with_copies(self:FaceSet,
-    inquiries:FaceSet, # one face per identity; label i of this set belongs to inquiry i
+    inquiries:FaceSet, # labelled as this set; without labels, inquiry i belongs to label i
     copies:int=5, # copies of each
 )->FaceSet: # both together
     "This set together with copies of its inquiries"
     if not copies: return self
-    labels = np.repeat(np.arange(len(inquiries)), copies)
-    images = np.concatenate([self.images, inquiries.images[labels]])
+    rows = np.repeat(np.arange(len(inquiries)), copies)
+    labels = inquiries.labels[rows] if inquiries.identities else rows
+    images = np.concatenate([self.images, inquiries.images[rows]])
     return FaceSet(images, np.concatenate([self.labels, labels]), self.names)
 
 # %% ../../nbs/12_data.faces.ipynb #cede492a

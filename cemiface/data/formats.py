@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import re
-import stat
 import threading
 import unicodedata
 import warnings
@@ -28,21 +27,12 @@ from typing import Callable, Iterator, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from ..core import (
-    CemiFaceError, check_version, FORMAT_VERSION, log, plain, progress, read_text, write_text)
-
-# %% ../../nbs/10_data.formats.ipynb #c80eb669
-@contextlib.contextmanager
-def reading(path, kind): # what is opened in the body, and what it should be, for the error
-    "Turn errors of the file system into one sentence. Raises CemiFaceError"
-    try: yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise CemiFaceError(f'no {kind} at {path}; check the path') from None
-    except OSError as e:
-        raise CemiFaceError(f'cannot read the {kind} {e.filename or path}: {e.strerror}') from None
+from cemiface.core import (
+    CemiFaceError, check_version, FORMAT_VERSION, log, open_regular, plain, progress, read_text, reading,
+    write_text)
 
 # %% ../../nbs/10_data.formats.ipynb #n0627053
-def printable(text, most=80): # a name or an error that comes from somebody else; the longest wanted
+def short_repr(text, most=80): # a name or an error that comes from somebody else; the longest wanted
     "A text in characters that are safe to print and to write"
     return repr(str(text))[1:-1][:most] or type(text).__name__
 
@@ -62,7 +52,7 @@ class LeftOut(list):
 
     def __str__(self):
         first = {why: name for why, name in reversed(self)}
-        parts = [f'{n:,} {why}: {printable(first[why])}' for why, n in self.counts().items()]
+        parts = [f'{n:,} {why}: {short_repr(first[why])}' for why, n in self.counts().items()]
         return f'left out: {len(self):,} ({", ".join(parts)})'
 
     def tell(self,
@@ -76,7 +66,7 @@ class LeftOut(list):
         path:str|Path, # dropped.txt
     ):
         "Write a line `why TAB name` for each"
-        write_text(path, ''.join(f'{why}\t{printable(name, None)}\n' for why, name in self))
+        write_text(path, ''.join(f'{why}\t{short_repr(name, None)}\n' for why, name in self))
 
 # %% ../../nbs/10_data.formats.ipynb #n3317900
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif',
@@ -104,17 +94,7 @@ def why_no_image(name, head): # of a file; gets its first bytes
     return f'{suffix} is not read' if suffix in OTHER_SUFFIXES else 'without the suffix of an image'
 
 # %% ../../nbs/10_data.formats.ipynb #n7949019
-@contextlib.contextmanager
-def open_regular(path, kind): # a file, and what it should be, for the error
-    "Yields a regular file, open to read bytes. Raises CemiFaceError for anything else"
-    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)  # do not wait for a pipe
-    with reading(path, kind): f = open(os.open(path, flags), 'rb')
-    with f:
-        if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-            raise CemiFaceError(f'{path} is no regular file, so no {kind}; check the path')
-        yield f
-
-def map_file(path, kind): # likewise
+def map_file(path, kind): # a file, and what it should be, for the error
     "A file as memory that is read only where it is looked at. Raises CemiFaceError"
     with reading(path, kind), open_regular(path, kind) as f:
         try: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
@@ -524,7 +504,7 @@ def make_folders(root, names, source): # where to make them, of people; where th
         (root/name).mkdir(parents=True, exist_ok=True)
         other = made.setdefault(place_on_disk(root/name), name)
         if other != name:
-            raise CemiFaceError(f'{source} holds {printable(other)} and {printable(name)}, which this disk '
+            raise CemiFaceError(f'{source} holds {short_repr(other)} and {short_repr(name)}, which this disk '
                                 'takes for one name; rename one, or write to another disk')
 
 # %% ../../nbs/10_data.formats.ipynb #n8211271
@@ -537,7 +517,7 @@ def odd_name(name): # a path
 def safe_name(name, where): # a path, and the list that gives it, for the error
     "A name as IDENTITY/FILE or FILE. Raises CemiFaceError when it leads elsewhere or names no image"
     path, odd = PurePosixPath(name), odd_name(name)
-    if odd: raise CemiFaceError(f'{where} names {printable(name)}: {odd}; rename it')
+    if odd: raise CemiFaceError(f'{where} names {short_repr(name)}: {odd}; rename it')
     if path.is_absolute() or '..' in path.parts or path.suffix.lower() not in IMAGE_SUFFIXES:
         raise CemiFaceError(f'{where} names {name[:80]!r}; images need relative names that stay inside, '
                             'like IDENTITY/1.jpg')
@@ -554,11 +534,12 @@ def identities_of_paths(names, where, left_out): # paths in an archive, its name
     if not people or shared in nested and len(people) == 1:
         deepest = max(zip(map(len, above), names))[1]
         choice = ' or '.join(PurePosixPath(deepest).parts[max(len(shared)-1, 0):-1])
-        raise CemiFaceError(f'{where} does not tell whether {printable(deepest)} shows {printable(choice)}; '
-                            'put all images of a person into one folder, IDENTITY/FILE')
+        raise CemiFaceError(f'{where} does not tell whether {short_repr(deepest)} shows '
+                            f'{short_repr(choice)}; put all images of a person into one folder, '
+                            'IDENTITY/FILE')
     if shared:
-        top = printable('/'.join(shared))+'/'
-        log(f'{where}: each folder in {top} counts as a person, as {printable(min(people)[-1])}; '
+        top = short_repr('/'.join(shared))+'/'
+        log(f'{where}: each folder in {top} counts as a person, as {short_repr(min(people)[-1])}; '
             f'if {top} is one person, put its images into one folder')
     used = {}
     for i, (name, folders) in enumerate(zip(names, above)):

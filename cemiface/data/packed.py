@@ -26,12 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import (
-    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, write_text)
+from cemiface.core import (
+    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, open_regular, reading,
+    write_text)
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
-    is_hidden, map_file, number_in_order, odd_name, open_regular, printable, read_columns, reading, safe_name,
-    say_lookalikes, scan_folder, sorted_entries, why_no_image, with_unique_names)
+    is_hidden, map_file, number_in_order, odd_name, read_columns, safe_name, say_lookalikes, scan_folder,
+    short_repr, sorted_entries, why_no_image, with_unique_names)
 
 # %% ../../nbs/11_data.packed.ipynb #c5bc5974
 def without_climbing(path): # what will be written
@@ -200,7 +201,7 @@ def list_beside(path, keys): # FILE.rec, and the keys of its images
             return None, {}
         names[int(key)] = listed_path(name)
         if names[int(key)] is None:
-            raise CemiFaceError(f'{file} names {printable(name)!r}; names must stay inside, like '
+            raise CemiFaceError(f'{file} names {short_repr(name)!r}; names must stay inside, like '
                                 'IDENTITY/1.jpg; without the file, labels alone are used')
     absent = [key for key in keys if key not in names]
     if absent:
@@ -314,7 +315,7 @@ def tar_files(path, data): # FILE.tar, for the error, and its bytes
     except Exception as e:  # tarfile fails in many ways on bytes that are no tar
         if data[:6].startswith(COMPRESSED):
             raise CemiFaceError(f'{path} is compressed; decompress it') from None
-        raise CemiFaceError(f'{path} is no tar of images ({printable(e)}); fetch it again') from None
+        raise CemiFaceError(f'{path} is no tar of images ({short_repr(e)}); fetch it again') from None
     rest = np.frombuffer(data, np.uint8)[tar.offset:]       # tarfile ends quietly at a damaged member
     if len(rest) > 2**26 or rest.any():
         raise CemiFaceError(f'{path} is damaged at byte {tar.offset}, or is several tars in one; '
@@ -359,20 +360,25 @@ class Label(NamedTuple):
 def label_beside(path, data, name, beside): # FILE.tar, its bytes, name of an image, labels of `tar_images`
     "The Label of an image. Raises CemiFaceError when it is broken"
     stem, leaf = name.rpartition('.')[0], name.rpartition('/')[2]
+    where = f'{path}, {short_repr(stem)}'
     start, end = beside.get(f'{stem}.json', (0, 0))
     try: facts = json.loads(data[start:end]) if 0 < end-start < 2**16 else None  # ours are short
     except (ValueError, RecursionError):
-        raise CemiFaceError(f'{path}, {printable(stem)}.json is no JSON; fetch the file again') from None
+        raise CemiFaceError(f'{where}.json is no JSON; fetch the file again') from None
     facts = facts if isinstance(facts, dict) and isinstance(facts.get('file'), str) else {}
-    if isinstance(facts.get('format_version'), int): check_version(facts, f'{path}, {printable(stem)}.json')
+    if isinstance(facts.get('format_version'), int): check_version(facts, f'{where}.json')
     if facts.get('format_version') == FORMAT_VERSION:
-        ours = safe_name(facts['file'], f'{path}, {printable(stem)}')
-        return Label('json', ours, ours.rpartition('/')[0] or None)
+        ours = safe_name(facts['file'], where)
+        who = ours.rpartition('/')[0] or None
+        if facts.get('identity', who) != who:
+            raise CemiFaceError(f'{where}.json is damaged: its file and its identity name different '
+                                'people; fetch the file again')
+        return Label('json', ours, who)
     start, end = next((beside[f'{o}.cls'] for o in dotted_stems(stem) if f'{o}.cls' in beside), (0, 0))
     if not start: return Label('folder', name, None)
     number = data[start:end].strip().decode('latin1') if end-start <= 32 else ''
     if not is_whole_number(number):
-        raise CemiFaceError(f'{path}, {printable(stem)}.cls is no number; fetch it again')
+        raise CemiFaceError(f'{where}.cls is no number; fetch it again')
     return Label('cls', f'{int(number):06d}/{leaf}', f'{int(number):06d}')
 
 # %% ../../nbs/11_data.packed.ipynb #n1987792
@@ -513,7 +519,7 @@ def read_bin(
     except PermissionError as e:
         raise CemiFaceError(f'{path} wants to call {e}, which no pair set needs; do not trust it') from None
     except Exception as e:  # unpickling fails in many ways
-        raise CemiFaceError(f'{path} is no .bin of pairs ({printable(e)}); expected are encoded images, two '
+        raise CemiFaceError(f'{path} is no .bin of pairs ({short_repr(e)}); expected are encoded images, two '
                             'a pair, and 0 or 1 for each pair, as a whole number or a truth value') from None
     entries = [Entry(f'image {i}', None, path, images.__getitem__, i) for i in range(len(images))]
     return entries, list(map(bool, same))

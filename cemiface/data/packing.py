@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path, PurePosixPath
 
-from ..core import CemiFaceError, write_text
+from ..core import CemiFaceError, sweep, write_text
 from .formats import (
     BadImage, find_inquiries, in_threads, inside, LeftOut, loaded_image, make_folders, number_in_order,
     odd_name, pairs_text, read_manifest, read_pairs, scan_folder)
@@ -57,16 +57,22 @@ def pair_entries(pairs, entries, where): # Pairs, a labelled set, and what to ca
     return [(only(a, i), only(b, j), same) for a, i, b, j, same in pairs.rows]
 
 # %% ../../nbs/15_data.packing.ipynb #c83ea5d2
-def with_inquiries(entries, inquiries, copies): # a generated set, the folder of its inquiries, a number
-    "A set together with copies of its inquiries. Raises CemiFaceError when they are of other people"
-    inquiry_of = {o.identity: o for o in scan(inquiries) if o.identity}
-    entries = list(entries)
-    for who in number_in_order(o.identity for o in entries):
-        if who not in inquiry_of:
-            raise CemiFaceError(f'{inquiries} has no inquiry of {who}; it belongs to another set')
-        suffix = PurePosixPath(inquiry_of[who].name).suffix
-        entries += [inquiry_of[who]._replace(name=f'{who}/inquiry-{i:03d}{suffix}') for i in range(copies)]
-    return entries
+def with_inquiries(entries, inquiries, copies, left_out): # a set, a folder, a number; gets other inquiries
+    "A set together with copies of all its inquiries. Raises CemiFaceError when a person has none"
+    account, inquiries_of = LeftOut(), collections.defaultdict(list)
+    for o in scan(inquiries, account): inquiries_of[o.identity].append(o)
+    people = number_in_order(o.identity for o in entries)
+    for who in people:
+        if who is None or who not in inquiries_of:
+            raise CemiFaceError(f'{inquiries} has no inquiry of {who or entries[0].name}; '
+                                'it belongs to another set')
+    for who in inquiries_of.keys() - people:
+        for o in inquiries_of[who]: account.add('an inquiry of nobody in the set', o.name)
+    for why, name in account: left_out.add(why, f'{Path(inquiries).name}/{name}')
+    copied = [o for who in people for o in inquiries_of[who] for _ in range(copies)]
+    number = collections.defaultdict(itertools.count)
+    return [*entries, *(o._replace(name=f'{o.identity}/inquiry-{next(number[o.identity]):03d}'
+                                        f'{PurePosixPath(o.name).suffix}') for o in copied)]
 
 # %% ../../nbs/15_data.packing.ipynb #n7223989
 def readable(entries, left_out): # images, and what gets those that cannot be decoded
@@ -124,13 +130,14 @@ def pack(
     if copies and kind in ('.bin', 'metadata.jsonl'): raise CemiFaceError(f'{to}: a {kind} takes no --copies')
     if kind == 'metadata.jsonl' and to.parent.resolve() != source.resolve():
         raise CemiFaceError(f'{to}: metadata.jsonl lies in the folder that it describes, {source}')
+    sweep(to.parent, deep=False)                             # what a killed command left
     if kind == 'metadata.jsonl':
         images = scan_folder(source)
         write_metadata(source, images)
         return dict(out=str(to), images=len(images), identities=len({who for _, who in images} - {None}))
     account, dropped = LeftOut(), (to if kind == '' else to.parent)/'dropped.txt'
     entries = scan(source, account)
-    if copies: entries = with_inquiries(entries, inquiries or find_inquiries(source), copies)
+    if copies: entries = with_inquiries(entries, inquiries or find_inquiries(source), copies, account)
     entries = fit_to_pack(entries, account)
     if account: refuse_existing(to, dropped)
     facts = write_packed(entries, source, to, pairs)
@@ -167,6 +174,7 @@ def unpack(
 )->dict: # out, images, and identities or pairs
     "Unpack into IDENTITY/FILE, or a .bin into images/ and pairs.txt. Raises CemiFaceError and leaves nothing"
     to, account = without_climbing(to), LeftOut()
+    sweep(to.parent, deep=False)                             # what a killed command left
     with new_path(to, sync=False) as tmp:
         tmp.mkdir()
         if Path(source).suffix.lower() == '.bin': return dict(out=str(to), **unpack_pairs(source, tmp))

@@ -281,6 +281,7 @@ def conventions(
     arch:str, # a key of ARCHS, or an import path
 )->dict: # dim, height, width, crop, colour, mean, std
     "The settings with which this architecture is usually trained; CemiFaceError for an unknown name."
+    arch = str(arch)
     if ':' in arch: return own_network(arch)[1]
     if arch not in ARCHS:
         near = difflib.get_close_matches(arch, ARCHS, 1, 0)[0]
@@ -295,7 +296,7 @@ def build_backbone(
     width:int|None=None, # pixels that the network takes
 )->nn.Module: # (b,3,height,width) -> (b,dim), trainable
     "A fresh backbone; CemiFaceError for an unknown name."
-    if ':' in arch: return copy.deepcopy(own_network(arch)[0])
     usual = conventions(arch)
+    if ':' in arch: return copy.deepcopy(own_network(arch)[0])
     h, w = network_size(usual)
     return ARCHS[arch](dim or usual['dim'], height or h, width or w)

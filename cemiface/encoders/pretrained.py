@@ -9,6 +9,7 @@ __all__ = ['SHIPPED_ENCODERS', 'LAYOUTS', 'FaceEncoder', 'embed', 'of_one_colour
 # %% ../../nbs/21_encoders.pretrained.ipynb #c4652ee2
 import contextlib
 import copy
+import inspect
 import math
 import os
 import pickle
@@ -16,6 +17,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from itertools import pairwise
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, progress
+from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, progress, sweep
 from ..core import fingerprint as fingerprint_of, read_json, sha256_file, write_json
 from ..recipe import ASSETS
 from ..data.faces import to_float
 from .backbones import ARCHS, build_backbone, conventions, name_network, UNITS, user_networks
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #n8454362
-MAX_SIDE = 2048                                        # pixels of a face
+MAX_SIDE, MAX_DIM = 2048, 2**20                        # pixels of a face, numbers of an embedding
 WEIGHT_TYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 def is_counter(key): # of a tensor
@@ -55,11 +57,23 @@ def check_weights(
         if not v.float().isfinite().all():             # also where a float64 is too large for a float32
             raise CemiFaceError(f'{path} is spoilt: {k} holds what is no number; get it anew')
 
-def check_sizes(dim, height, width): # embedding width, pixels of a face
-    "CemiFaceError for sizes that no face encoder has."
-    if dim<1 or not (1<=height<=MAX_SIDE and 1<=width<=MAX_SIDE):
-        raise CemiFaceError(f'a face encoder of dim {dim} for faces of {height}x{width} cannot be: dim is '
-                            f'at least 1, height and width are 1 to {MAX_SIDE} pixels')
+def are_numbers(values, n, kind): # what should be so many numbers; their class
+    "Whether a list holds so many finite numbers."
+    whole = isinstance(values, (list, tuple, np.ndarray)) and len(values)==n
+    return whole and all(isinstance(o, kind) and not isinstance(o, bool) and math.isfinite(o) for o in values)
+
+def check_settings(dim, height, width, crop, colour, mean, std): # of FaceEncoder
+    "CemiFaceError names the first setting that no face encoder has."
+    def require(fits, name, value, right):
+        if not fits: raise CemiFaceError(f'{name} = {str(value)[:60]!r} of a face encoder should be {right}')
+    for name,value,most in (('dim', dim, MAX_DIM), ('height', height, MAX_SIDE), ('width', width, MAX_SIDE)):
+        whole = are_numbers([value], 1, Integral) and 1<=value<=most
+        require(whole, name, value, f'a whole number, 1 to {most}')
+    cut = crop is None or are_numbers(crop, 2, Integral) and min(crop)>=0 and sum(crop)<width
+    require(cut, 'crop', crop, 'two numbers of pixels that leave some of the width')
+    require(colour in ('rgb', 'bgr'), 'colour', colour, "'rgb' or 'bgr'")
+    require(are_numbers(mean, 3, Real), 'mean', mean, 'three numbers, one a channel')
+    require(are_numbers(std, 3, Real) and min(std)>0, 'std', std, 'three numbers above 0, one a channel')
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #ce79ad70
 class FaceEncoder(ModelMixin, ConfigMixin):
@@ -78,9 +92,7 @@ class FaceEncoder(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_version(dict(format_version=format_version), 'the face encoder')
-        if colour not in ('rgb', 'bgr'):
-            raise CemiFaceError(f"face encoder colour {colour!r} must be 'rgb' or 'bgr'")
-        check_sizes(dim, height, width)
+        check_settings(dim, height, width, crop, colour, mean, std)
         self.left, right = crop or (0, 0)
         self.right = width - right
         for name,values in dict(pixel_mean=mean, pixel_std=std).items():
@@ -193,7 +205,7 @@ def embed(
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #n5892563
 def of_one_colour(
-    images:np.ndarray, # uint8 (n,3,h,w), may be a memory map
+    images:np.ndarray, # (n,3,h,w), bytes or floats, may be a memory map
 )->np.ndarray: # bool (n,)
     "Which images have one colour throughout, and so show no face. Most are told by one row of pixels."
     row = images[:, :, images.shape[2]//2]
@@ -226,6 +238,7 @@ def embed_set(
     with contextlib.suppress(CemiFaceError):           # absent, unreadable or other notes: computed again
         if path.is_file() and read_json(notes)==facts|dict(sha256=sha256_file(path)):
             return np.load(path, mmap_mode='r')
+    sweep(path.parent, deep=False)                     # what a killed process left
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=shape))
         for e in rows(): f.write(e.tobytes())
@@ -402,10 +415,15 @@ def encoder_with(
     weights_of, # a function that gets the planned encoder and returns its weights by key
 ): # FaceEncoder
     "Plan an encoder without memory, fill it, and try it on two faces; CemiFaceError where that fails."
+    wrong, size = f'{path} describes no face encoder', [settings.get(o) for o in ('arch', 'height', 'width')]
+    no_network = 'there is no {} for faces of {}x{} pixels'.format(*size)
+    unknown = settings.keys() - inspect.signature(FaceEncoder.__init__).parameters
+    if unknown: raise CemiFaceError(f'{wrong}: it has no setting {min(unknown)}')
     try:
         conventions(settings.get('arch', 'toy'))       # imports a network of the user's, which needs memory
         with torch.device('meta'): plan = FaceEncoder(**settings)    # needs none, whatever its size
-    except Exception as e: raise CemiFaceError(f'{path} describes no face encoder: {e}') from e
+    except CemiFaceError as e: raise CemiFaceError(f'{wrong}: {e}') from e
+    except Exception as e: raise CemiFaceError(f'{wrong}: {no_network}') from e
     weights = weights_of(plan)
     encoder = FaceEncoder(**settings)
     for name in ('mean', 'std'):
@@ -415,7 +433,7 @@ def encoder_with(
     encoder.load_state_dict(weights, strict=False)
     rng = torch.Generator().manual_seed(0)
     try: e = encoder(torch.rand(2, 3, encoder.config.height, encoder.config.width, generator=rng)*2-1)
-    except Exception as why: raise CemiFaceError(f'{path} describes no face encoder: {why}') from why
+    except Exception as e: raise CemiFaceError(f'{wrong}: {no_network}') from e
     if not (e.isfinite().all() and e.any(1).all()) or e[0].equal(e[1]):
         raise CemiFaceError(f'{path} is spoilt: it makes no embeddings of faces; get it anew')
     return encoder

@@ -22,6 +22,7 @@ from ..data.faces import FaceSet, to_float, to_uint8
 from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set
+from ..generator.schedule import make_sampler
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
 from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
@@ -35,7 +36,6 @@ from cemiface.analysis.similarity import (
 from .run import (
     Context, Encoders, load_encoders, load_or_choose_inquiries, load_or_train_generator, load_people,
     open_run, People, real_photos, stage)
-from .bench import SAMPLERS
 
 # %% ../../nbs/74_experiment.arms.ipynb #cd9679ee
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Arm:
     inquiries:str = 'given'          # as for inquiries_of; for kind `direct`, as for direct_embeddings
     real_directions:bool = False     # directions distributed like the deviations of real photos of one person
     sampling:tuple[str, ...] = ()    # changes of the recipe's section sampling, 'key=value'
-    sampler:str = ''                 # a key of SAMPLERS, in place of DDIM
+    sampler:str = ''                 # as for make_sampler, in place of the generator's own
     recogniser:tuple[str, ...] = ()  # changes of the recipe's section recogniser, 'key=value'
     volume:str = ''                  # as in study.volumes, in place of the recipe's
     group:int = 0                    # number of the similarity group, for `group`; 1 is the most similar
@@ -262,7 +262,7 @@ def sampler_of(lab, arm, number): # number: of the generator
     "The generator that draws an arm, with the arm's sampler"
     pipe = pipeline_of(lab, arm.tuning, number)
     if not arm.sampler: return pipe
-    scheduler = SAMPLERS[arm.sampler].from_config(pipe.scheduler.config)
+    scheduler = make_sampler(pipe.scheduler, arm.sampler)
     trained = dict(pipe.config.trained)
     latent = {k: pipe.config[k] for k in ('latent_mean', 'latent_std') if k in pipe.config}
     return CemiFacePipeline(**pipe.components | dict(scheduler=scheduler), trained=trained, **latent)

@@ -16,7 +16,8 @@ from scipy.stats import spearmanr
 
 from ..core import CemiFaceError
 from ..recipe import Inputs, nearest_key, Recipe
-from ..plots import bars, COLOURS, curve, new_figure, plot_similarity
+from ..plots import bars, COLOURS, CONTROL_COLOURS, curve, new_figure, plot_similarity
+from ..data.formats import short_repr
 from ..data.faces import FaceSet
 from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
@@ -55,7 +56,8 @@ def conclude_sphere(evidence):
         other scalar: {words_of([over])}. Real photos are {in_points(real)} better than the best. Rank
         correlation of m and achieved similarity: {ranks[0]:.2f} on the sphere, {ranks[1]:.2f} for the
         scalar.'''
-    fig = curve(lines, flat=[rows['real'], rows['copies']], xlabel=similarity_label(evidence))
+    fig = curve(lines, flat=[rows['real'], rows['copies']], xlabel=similarity_label(evidence),
+        colours=map(CONTROL_COLOURS.get, ('sphere', 'scalar')))
     held = jointly(held, surely_above(over['lo'], over['hi']))
     notes = dict(real=real, rank_correlations=ranks)
     return Finding(held, says, fig, [*family, over, *inner], notes=notes)
@@ -149,17 +151,19 @@ def check_calibration(lab, control, number): # control: scalar or sphere; number
 
 def conclude_calibration(evidence):
     "The mean error over all generators decides"
-    lab, rows, lines, errors, words = evidence.lab, [], {}, {}, []
+    lab, rows, lines, colours, errors, words = evidence.lab, [], {}, [], {}, []
     for control in ('scalar', 'sphere'):
         found = [check_calibration(lab, control, number) for number in range(lab.generator_seeds)]
         own = [row for row, _ in found]
         rows += own
+        colours += [CONTROL_COLOURS[control]]*len(own)
         lines |= {row['name']: line for row, line in found}
         errors[control] = float(np.mean([row['error'] for row in own]))
         low, high = min(row['lo'] for row in own), max(row['hi'] for row in own)
         words.append(f'{control}: mean error {errors[control]:.3f} over a reach of {low:.2f} to {high:.2f}.')
     ylabel = f'achieved, {lab.judge_name}'
-    fig = curve(lines, 'requested', xlabel='similarity asked for', ylabel=ylabel, y='got')
+    fig = curve(lines, 'requested', xlabel='similarity asked for', ylabel=ylabel, y='got',
+        colours=colours)
     held, notes = max(errors.values()) <= .05, dict(error=errors)
     return Finding(held, ' '.join(words), fig, rows=rows, notes=notes)
 
@@ -324,7 +328,8 @@ def conclude_consistency(evidence):
         {scalar[-1]["label_noise"]:.1%}, sphere {sphere[-1]["label_noise"]:.1%}. Held if no arm has more.'''
     lines = {'scalar control': scalar, 'sphere control': [scalar[0], *sphere]}
     xlabel, ylabel = similarity_label(evidence), 'label noise, fraction of faces'
-    fig = curve(lines, y='label_noise', xlabel=xlabel, ylabel=ylabel, flat=[rows['real']])
+    fig = curve(lines, y='label_noise', xlabel=xlabel, ylabel=ylabel, flat=[rows['real']],
+        colours=map(CONTROL_COLOURS.get, ('scalar', 'sphere')))
     return Finding(len(kept) == len(rows)-1, says, fig)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cd897f99
@@ -361,6 +366,7 @@ def plot_groups(
     for ax, what in zip(fig.subplots(1, 2), titles):
         own = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows if row['what'] == what]
         places = list(dict.fromkeys(row['place'] for row in own))
+        shown = [short_repr(o).replace('$', r'\$') for o in places]             # no formula
         for row in own:
             k, v = sets.index(row['name']), np.array([row['lo'], row['mean'], row['hi']])
             if what == 'accuracy': v = 100*v
@@ -368,7 +374,7 @@ def plot_groups(
                 v[1], .2*(1-k)-places.index(row['place']), xerr=np.diff(v).clip(0)[:, None], fmt=MARKERS[k%5],
                 color=COLOURS[k%7], capsize=2, ms=4)
         for k, name in enumerate(sets): ax.plot([], [], MARKERS[k%5], color=COLOURS[k%7], label=name)
-        ax.set(xlabel=titles[what], yticks=-np.arange(len(places)), yticklabels=places)
+        ax.set(xlabel=titles[what], yticks=-np.arange(len(places)), yticklabels=shown)
     handles = ax.get_legend_handles_labels()
     fig.legend(*handles, loc='outside upper center', ncols=len(sets), frameon=False, fontsize=8)
     return fig

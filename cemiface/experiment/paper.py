@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from ..recipe import CosFaceConfig
-from ..plots import bars, curve, new_figure, plot_similarity
+from ..plots import bars, CONTROL_COLOURS, curve, new_figure, plot_similarity
 from ..encoders.backbones import build_backbone
 from ..recognition.verification import plot_roc, tar_at_far
 from ..analysis.similarity import pair_cosines, random_pairs, similarity_to_inquiry
@@ -60,7 +60,8 @@ def conclude_sweep(evidence):
     rank = rank_of_m(sweep)
     says = f'''{words} Achieved similarity follows m with a rank correlation of {rank:.2f}, from
         {sweep[0]["similarity"]:.2f} to {sweep[-1]["similarity"]:.2f}.'''
-    fig = curve({'scalar control': sweep}, flat=flat, xlabel=similarity_label(evidence))
+    fig = curve({'scalar control': sweep}, flat=flat, xlabel=similarity_label(evidence),
+        colours=[CONTROL_COLOURS['scalar']])
     return Finding(held, says, fig, family, notes=dict(rank_correlation=rank))
 
 # %% ../../nbs/76_experiment.paper.ipynb #c535f0c7

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from ..core import text_table
 from ..recipe import to_toml
-from ..plots import BLACK, BLUE, GREEN, GREY, ORANGE, wide_axes
+from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
 from ..recognition.verification import plot_roc, roc
 from ..analysis.similarity import file_of
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
@@ -108,9 +108,10 @@ def results_table(
     return '\n'.join([head, '-'*len(head), *lines, table_note(results)])
 
 # %% ../../nbs/70_experiment.report.ipynb #c99d2238
-STYLES = dict(
-    scalar=dict(color=ORANGE, ls='--'), sphere=dict(color=BLUE, ls='-'), real=dict(color=GREEN, ls='-.'),
-    inquiry_copies=dict(color=GREY, ls=':'), recogniser=dict(color=BLACK, ls=':'))
+DASHES = dict(scalar='--', sphere='-', both='-.')
+STYLES = {control: dict(color=CONTROL_COLOURS[control], ls=ls) for control, ls in DASHES.items()} | dict(
+    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'),
+    recogniser=dict(color=BLACK, ls=':'))
 
 # %% ../../nbs/70_experiment.report.ipynb #n8590658
 def set_label(

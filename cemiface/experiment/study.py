@@ -8,6 +8,7 @@ __all__ = ['one_line', 'Finding', 'Evidence', 'Study', 'find', 'compare', 'bette
 
 # %% ../../nbs/75_experiment.study.ipynb #c89190ce
 import csv
+import html
 import json
 import shlex
 from collections.abc import Callable
@@ -392,6 +393,12 @@ def command_of(
     parts = [part for part in parts if part]
     return ' \\\n    '.join(parts) if len(parts) > 2 else ' '.join(parts)
 
+# %% ../../nbs/75_experiment.study.ipynb #n0045868
+def markdown_cell(text): # of anybody, such as the name of a group
+    "A text as it is shown in a table of Markdown: without HTML, columns or lines of its own"
+    shown = ''.join(o if o.isprintable() else ascii(o)[1:-1] for o in text)
+    return html.escape(shown, quote=False).replace('|', '&#124;')
+
 # %% ../../nbs/75_experiment.study.ipynb #c31990a6
 def markdown_of(
     study:Study, # that was made
@@ -402,7 +409,7 @@ def markdown_of(
     paper = study.paper
     printed, ours = paper.get('rows', {}), {row.get('name') for row in f.rows}
     head, lines = cells_of(f, printed)
-    table = '\n'.join(f'| {" | ".join(o)} |' for o in (head, ['---']*len(head), *lines))
+    table = '\n'.join(f'| {" | ".join(map(markdown_cell, o))} |' for o in (head, ['---']*len(head), *lines))
     other = ', '.join(f'{k} {v:g}' for k, v in printed.items() if k not in ours)
     source = f'\n\n*paper*: {paper["source"]}{f": {other}" if other else ""}.' if paper else ''
     figure = f'![{study.name}](figure.png)' if f.figure is not None else ''

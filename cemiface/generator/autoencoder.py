@@ -155,7 +155,9 @@ def untrained(folder):
     try:
         if cls is MiddleAutoencoder: return cls(config['latent_channels'])      # the rest is fixed
         return cls.from_config({k: v for k,v in config.items() if k in cls._get_init_keys(cls)})
-    except Exception as e: raise CemiFaceError(f'{folder/"config.json"} describes no {name}: {e}') from e
+    except Exception as e:                             # diffusers fails in many ways
+        wrong = f'{folder/"config.json"} describes no {name} that diffusers can make'
+        raise CemiFaceError(f'{wrong}; get it anew') from e
 
 def from_folder(folder, name):
     "Load a diffusers folder without trust in it; CemiFaceError if its weights are absent or do not fit"

@@ -21,6 +21,7 @@ from ..core import CemiFaceError
 from ..recipe import CONTROLS, Recipe, SamplingConfig
 from ..runtime import resolve_precision, try_compile, workers
 from ..data.faces import to_float, to_uint8
+from ..encoders.pretrained import of_one_colour
 from .autoencoder import decode_faces
 from .schedule import set_steps
 from .condition import apply_control, direction, face_rng, m_of
@@ -177,8 +178,7 @@ def face_similarity(
     encoder, # FaceEncoder
 )->Tensor: # (b,); NaN for an image of one colour, and where there is no embedding to compare with
     "The cosine of each face to its inquiry"
-    flat = faces.flatten(2)
-    blank = (flat == flat[..., :1]).all(2).all(1) | (e == 0).all(1)
+    blank = torch.tensor(of_one_colour(faces.cpu().numpy()), device=e.device) | (e == 0).all(1)
     return F.cosine_similarity(e, encoder(faces).float()).masked_fill(blank, float('nan'))
 
 # %% ../../nbs/36_generator.sampling.ipynb #c029

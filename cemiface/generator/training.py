@@ -261,7 +261,7 @@ def step_loss(
 # %% ../../nbs/35_generator.training.ipynb #c25a2b9e
 SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
 
-MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_max', 'm_low', 'm_high',
+MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_decay', 'm_low', 'm_high',
     'm_step', 'control', 'inquiry', 'similarity_fraction', 'precision')
 
 def may_change(
@@ -517,7 +517,7 @@ def open_training(
     if device.type == 'cuda': denoiser.to(memory_format=torch.channels_last)
     weights = list(denoiser.parameters())
     net, *optimisers = accelerator.prepare(denoiser, *optimisers_of(denoiser, config))
-    average = EMAModel(weights, decay=config.ema_max, use_ema_warmup=True, power=.75, foreach=True)
+    average = EMAModel(weights, decay=config.ema_decay, use_ema_warmup=True, power=.75, foreach=True)
     if old:
         for optimiser, kept in zip(optimisers, old['optimisers']): optimiser.load_state_dict(kept)
         average.load_state_dict(old['average'])
