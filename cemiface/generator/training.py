@@ -38,7 +38,7 @@ from .autoencoder import denoised_shape, LatentSet
 from cemiface.generator.schedule import (add_noise, draw_timesteps, make_scheduler, noise_fraction,
     predict_x0, target)
 from .condition import apply_control
-from .denoiser import build_denoiser, Denoiser
+from .denoiser import build_denoiser, Denoiser, trial_of
 from .losses import cosine_to, diffusion_mse, DISTANCES, lambda_at, similarity_matching
 
 # %% ../../nbs/35_generator.training.ipynb #c803a78a
@@ -452,16 +452,6 @@ def open_accelerator(config, out, cpu, precision, trial)->Accelerator:
     return accelerator
 
 # %% ../../nbs/35_generator.training.ipynb #n8232276
-def trial_step(denoiser, shape, dim, n=8)->Callable: # of a precision
-    "A forward and a backward pass of `n` faces, to be measured"
-    x, e, ones = torch.ones(n, *shape), torch.ones(n, dim), torch.ones(n)
-    weights = list(denoiser.parameters())
-    def work(precision):
-        with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
-            loss = denoiser(x, ones, e, ones, ones < 0).square().mean()
-        torch.autograd.grad(loss, weights)
-    return work
-
 def computed_as(before, config, accelerator)->dict:
     "How this training computes; `before` is how it did until now, and empty where it begins"
     n, threads = accelerator.num_processes, torch.get_num_threads()
@@ -482,9 +472,9 @@ def open_training(
     start=None, # generator whose weights are the first ones
 )->TrainingState:
     "New weights, or those of the checkpoint where there is one, and all that trains them"
-    config, shape, dim = parts.training, denoised_shape(faces), identity_encoder.config.dim
+    config, shape = parts.training, denoised_shape(faces)
     torch.manual_seed(stable_seed(parts.seed, 'weights'))
-    denoiser = build_denoiser(parts.unet, parts.condition, dim, shape[2], shape[0])
+    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, shape[2], shape[0])
     if start:
         try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
         except RuntimeError as e:
@@ -498,7 +488,7 @@ def open_training(
 
     before = old['computed'] if old else {}
     precision = before.get('precision', 'auto') if config.precision == 'auto' else config.precision
-    accelerator = open_accelerator(config, out, cpu, precision, partial(trial_step, denoiser, shape, dim))
+    accelerator = open_accelerator(config, out, cpu, precision, partial(trial_of, denoiser, shape))
     computed, device = computed_as(before, config, accelerator), accelerator.device
     if device.type == 'cuda': denoiser.to(memory_format=torch.channels_last)
     weights = list(denoiser.parameters())
