@@ -337,7 +337,7 @@ class TrainingConfig:
         choices=['same', 'another'])
     similarity_fraction:float = setting(1., 'fraction of each batch with the similarity term, which costs '
                                             'time', above=0, hi=1)
-    precision:str = setting('no', 'mixed precision; auto: bf16 where the hardware is made for it, else no',
+    precision:str = setting('no', 'mixed precision; auto: bf16 where the hardware is faster at it, else no',
         choices=PRECISIONS)
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')
@@ -382,7 +382,7 @@ class SamplingConfig:
                                             'prediction for m = 1', lo=0)
     batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits '
                              'the GPU', lo=0)
-    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is made for it, else no',
+    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is faster at it, else no',
         choices=PRECISIONS)
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')
