@@ -130,12 +130,12 @@ if 'IN_TEST' in os.environ and 'OMP_NUM_THREADS' not in os.environ: torch.set_nu
 # %% ../nbs/02_runtime.ipynb #c54dfd64
 def measured(
     work:Callable, # does a little of what is to be done, at precision `no` or `bf16`
-    seconds:float=1., # how long, at least
+    seconds:float=1., # about how long; three rounds at least
 )->dict[str, float]: # precision -> seconds, a median
     "How long work takes at each precision, in turn, on all threads as `workers` use them"
     times, began = dict(no=[], bf16=[]), time.perf_counter()
     with workers() as each:
-        while len(times['bf16']) < 4 or time.perf_counter()-began < seconds:
+        while len(times['bf16']) < 3 or time.perf_counter()-began < seconds:
             for precision, taken in times.items():
                 start = time.perf_counter()
                 list(each(work, [precision]*torch.get_num_threads()))

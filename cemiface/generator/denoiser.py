@@ -259,7 +259,7 @@ def build_denoiser(
 def trial_of(
     denoiser:Denoiser, # on the CPU; in evaluation mode it goes forward only
     shape:tuple, # of what is denoised, (c,h,w)
-    faces:int=8, # at once
+    faces:int=4, # at once
 )->Callable: # of a precision, `no` or `bf16`
     "What `measured` of the runtime takes: a forward pass, and in training a backward pass."
     weights, ones = list(denoiser.parameters()), torch.ones(faces)
