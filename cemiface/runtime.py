@@ -140,7 +140,7 @@ def measured(
                 start = time.perf_counter()
                 list(each(work, [precision]*torch.get_num_threads()))
                 taken.append(time.perf_counter()-start)
-    return {precision: statistics.median(taken[1:]) for precision, taken in times.items()}    # the first is slower
+    return {precision: statistics.median(taken[1:]) for precision, taken in times.items()}     # without the first
 
 def matrix_product(
     precision:str, # `no` or `bf16`
@@ -155,7 +155,7 @@ def fast_precision(
     says:dict, # what torch.cpu.get_capabilities says: name -> is it there?
     measure:Callable, # gives the times of `measured`; called only where that is not enough
 )->str: # `bf16` or `no`
-    "What a processor is faster at: bf16 with AMX, float32 without any bf16; else bf16 where it saves a tenth of the time"
+    "What a processor is faster at: bf16 with AMX, no without any bf16; else bf16 if that saves a tenth"
     if says.get('amx_bf16'): return 'bf16'
     if not any(there for name, there in says.items() if name.endswith('bf16')): return 'no'
     times = measure()
@@ -170,7 +170,8 @@ def resolve_precision(
     if requested != 'auto': return requested
     kind = torch.device(device).type
     if kind == 'cpu':
-        return fast_precision(torch.cpu.get_capabilities(), lambda: measured(trial() if trial else matrix_product))
+        def measure(): return measured(trial() if trial else matrix_product)
+        return fast_precision(torch.cpu.get_capabilities(), measure)
     return 'bf16' if kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
 
 # %% ../nbs/02_runtime.ipynb #c149db28

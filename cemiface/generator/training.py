@@ -31,7 +31,8 @@ from torch import Tensor
 from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION,
     held_signals, log, progress, stable_seed, write_text)
 from ..recipe import GeneratorParts, LossConfig, TrainingConfig
-from ..runtime import as_first, prefetch, processes, resolve_precision, slices_of, threads, try_compile, workers
+from ..runtime import (as_first, prefetch, processes, resolve_precision, slices_of, threads,
+    try_compile, workers)
 from ..data.faces import FaceSet, FaceStore
 from ..encoders.pretrained import embed_set, FaceEncoder
 from .autoencoder import denoised_shape, LatentSet
