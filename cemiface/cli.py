@@ -57,7 +57,7 @@ OPTIONS = dict(
     sets=dict(metavar='SECTION.KEY=VALUE', action='append', help='change one value of the recipe'),
     quiet=switch('no progress bars'), json=switch('print one JSON object on standard output'),
     device=dict(choices=['auto', 'cpu', 'cuda'], default='auto', help='where to compute'),
-    precision=dict(choices=['no', 'bf16', 'fp16'], help='mixed precision of the generator'),
+    precision=dict(choices=['auto', 'no', 'bf16', 'fp16'], help='mixed precision of the generator'),
     faces=dict(help=f'training photos: {PHOTOS}'),
     identity_encoder=dict(help='weights of E_id, or the name of a shipped one'),
     judge=dict(help='weights of an independent face encoder'),

@@ -339,7 +339,7 @@ class TrainingConfig:
         choices=['same', 'another'])
     similarity_fraction:float = setting(1., 'fraction of each batch with the similarity term, which costs '
                                             'time', above=0, hi=1)
-    precision:str = setting('no', 'mixed precision; auto: bf16 where the hardware is made for it, else no',
+    precision:str = setting('no', 'mixed precision; auto: bf16 where the hardware is faster at it, else no',
         choices=PRECISIONS)
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')
@@ -386,7 +386,7 @@ class SamplingConfig:
     guidance_high:float = setting(1., 'largest t/T that is guided', lo=0, hi=1)
     batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits '
                              'the GPU', lo=0)
-    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is made for it, else no',
+    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is faster at it, else no',
         choices=PRECISIONS)
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')

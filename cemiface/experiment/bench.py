@@ -33,8 +33,8 @@ from torchvision.transforms import v2
 
 from ..core import atomic_path, CemiFaceError, csv_text, FORMAT_VERSION, text_table, write_text
 from ..recipe import changed, Recipe
-from ..runtime import (
-    default_device, free_memory, hardware, peak_memory, require_room, reset_peak, resolve_precision, workers)
+from ..runtime import (default_device, free_memory, hardware, peak_memory, prefetch, require_room,
+    reset_peak, resolve_precision, workers)
 from ..plots import BLUE, new_figure
 from ..data.faces import to_float, to_uint8
 from ..data.toy import toy_faces
@@ -47,9 +47,9 @@ from ..generator.condition import face_rng
 from ..generator.denoiser import build_denoiser, Denoiser, FaceUNet, side_unit
 from ..generator.losses import diffusion_mse, DISTANCES, similarity_matching
 from ..generator.training import (
-    backward, compile_denoiser, draw_step, gradient_norm, NonFinite, open_training, prefetch, TrainingBatch, TrainingData)
-from ..generator.sampling import (
-    check_steps, compile_for_sampling, draw_batch, for_sampling, request_of, sample_undecoded, slice_size)
+    backward, compile_denoiser, draw_step, gradient_norm, NonFinite, open_training, TrainingBatch, TrainingData)
+from ..generator.sampling import (check_steps, compile_for_sampling, draw_batch, drawing_precision,
+    for_sampling, request_of, sample_undecoded, slice_size)
 from ..generator.pipeline import CemiFacePipeline
 from ..sets.inquiries import write_inquiries
 from ..sets.dataset import write_set
@@ -215,7 +215,7 @@ def train_job(
         terms = backward(state, slices, parts.loss.lam)
         guard.watch(state.optimisers, gradient_norm(state, cfg.clip), terms['loss'], step)
         state.update(cfg.lr)
-    precision = resolve_precision(cfg.precision, s.device)
+    precision = state.computed['precision']
     return Job(call, cfg.batch, precision=precision, compiled=is_compiled(state.denoiser.unet))
 
 # %% ../../nbs/72_experiment.bench.ipynb #c701fb93
@@ -362,7 +362,7 @@ def write_job(
     def call():
         with tempfile.TemporaryDirectory(dir=home.name) as d:
             write_set(pipe, inquiries, request, Path(d)/'set', r.generation.image_format)
-    return Job(call, len(inquiries), 2, resolve_precision(r.sampling.precision, s.device))
+    return Job(call, len(inquiries), 2, drawing_precision(pipe, r.sampling.precision))
 
 # %% ../../nbs/72_experiment.bench.ipynb #cb1b40bc
 @torch.no_grad()

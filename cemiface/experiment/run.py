@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODER_ROLES', 'latent_sizes', 'check_recipe', 'check_files', 'Context', 'open_run', 'stage', 'People',
-           'load_people', 'Encoders', 'load_encoders', 'load_or_train_generator', 'load_or_choose_inquiries',
-           'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
+           'load_people', 'Encoders', 'load_encoders', 'precision_kept', 'load_or_train_generator',
+           'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
            'load_or_measure_nonmembers', 'keep_verification', 'kept_cosines', 'judge_set', 'measure_set',
            'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
@@ -33,7 +33,7 @@ from ..encoders.pretrained import embed, embed_set, FaceEncoder, load_encoder
 from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.denoiser import build_denoiser, side_unit
 from ..generator.training import m_levels, may_change
-from ..generator.sampling import check_steps, request_of
+from ..generator.sampling import check_steps, drawing_precision, request_of
 from ..generator.pipeline import CemiFacePipeline, load_generator, save_index, train_generator
 from ..sets.inquiries import draw_unconditional, select_inquiries, write_inquiries
 from ..sets.dataset import make_set, part_of, real_subset
@@ -210,6 +210,17 @@ def load_encoders(
     identity, judge = map(load_encoder, weights)
     return Encoders(identity, judge, f'judge {judge.fingerprint[:8]}' if toy or i.judge else 'by E_id')
 
+# %% ../../nbs/71_experiment.run.ipynb #n9366331
+def precision_kept(
+    ctx, # Context of the run
+    pipe:CemiFacePipeline, # on the device of the run
+)->CemiFacePipeline: # itself
+    "What the machine decided for `auto` holds for all sets of a run, however often it is started again"
+    if ctx.recipe.sampling.precision == 'auto':
+        found = stage(ctx, 'precision', (pipe, ctx.device), drawing_precision, pipe, 'auto')
+        pipe.auto_precision = {pipe.device.type: found}
+    return pipe
+
 # %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
     ctx, # Context of the run
@@ -218,11 +229,11 @@ def load_or_train_generator(
 )->CemiFacePipeline: # on the device of the run
     "Train the generator, or take one that was trained before"
     r, assets = ctx.recipe, ctx.inputs.assets
-    if assets: return load_generator(Path(assets)/'generator').to(ctx.device)
+    if assets: return precision_kept(ctx, load_generator(Path(assets)/'generator').to(ctx.device))
     decides, autoencoder = (train, identity_encoder, r.parts), given_autoencoder(r, ctx.inputs.autoencoder)
     pipe = stage(ctx, 'generator', (*decides, autoencoder), train_generator, *decides, ctx.out/'generator',
         ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, autoencoder, keep=False)
-    return pipe.to(ctx.device)
+    return precision_kept(ctx, pipe.to(ctx.device))
 
 # %% ../../nbs/71_experiment.run.ipynb #ca6b5917
 def candidate_faces(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FaceUNet', 'side_unit', 'check_unet', 'build_unet', 'modulated', 'unit_rms', 'attention', 'TransformerBlock',
-           'FaceTransformer', 'check_transformer', 'build_transformer', 'Denoiser', 'build_denoiser']
+           'FaceTransformer', 'check_transformer', 'build_transformer', 'Denoiser', 'build_denoiser', 'trial_of']
 
 # %% ../../nbs/33_generator.denoiser.ipynb #c21b3e27
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -253,3 +254,19 @@ def build_denoiser(
     net = build_unet(sizes, condition, size, channels)
     if size//sizes.patch <= 16: net.set_attn_processor(AttnAddedKVProcessor())
     return Denoiser(net, c)
+
+# %% ../../nbs/33_generator.denoiser.ipynb #n6239004
+def trial_of(
+    denoiser:Denoiser, # on the CPU; in evaluation mode it goes forward only
+    shape:tuple, # of what is denoised, (c,h,w)
+    faces:int=4, # at once
+)->Callable: # of a precision, `no` or `bf16`
+    "What `measured` of the runtime takes: a forward pass, and in training a backward pass."
+    weights, ones = list(denoiser.parameters()), torch.ones(faces)
+    x, e = torch.ones(faces, *shape), torch.ones(faces, denoiser.condition.config.dim)
+    def work(precision):
+        with (torch.set_grad_enabled(denoiser.training),
+              torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16')):
+            loss = denoiser(x, ones, e, ones, ones < 0).square().mean()
+            if denoiser.training: torch.autograd.grad(loss, weights)
+    return work

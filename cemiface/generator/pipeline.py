@@ -31,7 +31,7 @@ from cemiface.core import (
     write_text)
 from ..recipe import (
     ASSETS, check_range, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
-from ..runtime import free_memory, planned, processes, require_room, resolve_precision
+from ..runtime import free_memory, planned, processes, require_room
 from ..data.faces import as_faces, FaceSet, to_uint8
 from ..encoders.pretrained import FaceEncoder, read_tensors, weights_for
 from .autoencoder import Autoencoder, encode_set, load_autoencoder
@@ -40,7 +40,7 @@ from .condition import apply_control, Condition, direction, face_rng
 from .denoiser import FaceTransformer, FaceUNet
 from .training import may_change, steps_in_all, train_denoiser, training_settings
 from .sampling import (
-    check_steps, denoise, face_similarity, fitting_batch, sample, SetRequest)
+    check_steps, denoise, drawing_precision, face_similarity, fitting_batch, sample, SetRequest)
 from .calibration import Calibration
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c007
@@ -161,7 +161,7 @@ def resolve(self:CemiFacePipeline,
     "What to draw with; raises CemiFaceError for steps or a similarity out of range"
     check_steps(request.sampling.steps, self.scheduler.config.num_train_timesteps)
     if request.m is None: request = calibrated(request, self.calibrations.get(request.control))
-    precision = resolve_precision(request.sampling.precision, self.device)
+    precision = drawing_precision(self, request.sampling.precision)
     batch = request.sampling.batch or fitting_batch(self)
     return replace(request, sampling=replace(request.sampling, precision=precision, batch=batch))
 
@@ -247,7 +247,8 @@ def fact_text(
     value, # a number, a text, or a dict of them
 )->str:
     "A fact in words"
-    if isinstance(value, dict): return ', '.join(f'{k} {fact_text(v)}' for k, v in value.items())
+    if isinstance(value, dict): return ', '.join(f'{k} {fact_text(v)}' for k, v in value.items() if v is not None)
+    if isinstance(value, bool): return 'yes' if value else 'no'
     if isinstance(value, (int, float)): return f'{value:,.4g}' if value%1 else f'{value:,}'
     return str(value)
 
@@ -547,10 +548,12 @@ def train_generator(
             with ranks.main_process_first():
                 learned = encode_set(autoencoder, faces, cache or out/'training'/'cache', ranks.device)
             latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist())
-        net, rows = train_denoiser(learned, identity_encoder, parts, out/'training', cpu, cache, force, start)
+        net, rows, computed = train_denoiser(
+            learned, identity_encoder, parts, out/'training', cpu, cache, force, start)
         views = steps_in_all(parts.training, len(faces))*parts.training.batch
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
-            size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1])
+            size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1],
+            computed=computed)
         if latent: facts |= dict(autoencoder=autoencoder.name)
         if ranks.is_main_process:
             if latent: latent['autoencoder'] = autoencoder.cpu()

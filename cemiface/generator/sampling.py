@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SetRequest', 'request_of', 'guided_prediction', 'check_steps', 'denoise', 'pixels', 'sample_undecoded', 'sample',
-           'slice_size', 'face_similarity', 'draw_slice', 'draw_batch', 'for_sampling', 'compile_for_sampling',
-           'fitting_batch']
+           'slice_size', 'face_similarity', 'draw_slice', 'draw_batch', 'drawing_precision', 'for_sampling',
+           'compile_for_sampling', 'fitting_batch']
 
 # %% ../../nbs/36_generator.sampling.ipynb #c004
 import copy
 import inspect
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..encoders.pretrained import of_one_colour
 from .autoencoder import decode_faces
 from .schedule import set_steps
 from .condition import apply_control, direction, face_rng, m_of
+from .denoiser import Denoiser, trial_of
 
 # %% ../../nbs/36_generator.sampling.ipynb #c007
 @dataclass(frozen=True)
@@ -217,13 +219,26 @@ def draw_batch(
     faces, similarity = map(torch.cat, zip(*parts))
     return faces[:n], similarity[:n]
 
+# %% ../../nbs/36_generator.sampling.ipynb #n1575856
+def drawing_precision(
+    pipe, # CemiFacePipeline, on its device
+    requested:str, # of a SamplingConfig
+)->str: # `no`, `bf16` or `fp16`
+    "The precision to draw at; what was measured for `auto` is remembered with the pipeline"
+    if requested != 'auto': return requested
+    known, kind = pipe.__dict__.setdefault('auto_precision', {}), pipe.device.type
+    if kind not in known:
+        denoiser = Denoiser(pipe.unet, pipe.condition).eval()
+        known[kind] = resolve_precision('auto', kind, partial(trial_of, denoiser, pipe.shape))
+    return known[kind]
+
 # %% ../../nbs/36_generator.sampling.ipynb #c035
 def for_sampling(
     pipe, # CemiFacePipeline, on its device
     sampling:SamplingConfig, # precision
 ): # the same class, for drawing only, not for saving
     "A copy that draws faster: weights of the denoiser cast once, E_id folded"
-    precision, fast = resolve_precision(sampling.precision, pipe.device), copy.copy(pipe)
+    precision, fast = drawing_precision(pipe, sampling.precision), copy.copy(pipe)
     unet = copy.deepcopy(pipe.unet)
     # diffusers' own warns
     torch.nn.Module.to(unet, dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32))
@@ -234,13 +249,15 @@ def for_sampling(
 def compile_for_sampling(
     pipe, # made by for_sampling
     request:SetRequest, # of the set to be drawn
-):
-    "Compile the denoiser for the slices of a set, with CUDA graphs on a GPU"
+    before:bool|None=None, # did it work where the set was begun? None: it begins now
+    what='the set', # its name, for messages
+)->bool: # did it work?
+    "Compile the denoiser for the slices of a set, with CUDA graphs on a GPU; raises CemiFaceError as `try_compile`"
     e = torch.zeros(1, pipe.identity_encoder.config.dim)
     short = replace(request, m=1., control='scalar', sampling=replace(request.sampling, steps=2))
     graphs = pipe.device.type == 'cuda' and request.sampling.guidance == request.sampling.similarity_guidance == 1
-    try_compile(pipe.unet, lambda: draw_batch(pipe, e, [(0, 0)], short),
-        'reduce-overhead' if graphs else None)
+    return try_compile(pipe.unet, lambda: draw_batch(pipe, e, [(0, 0)], short),
+        'reduce-overhead' if graphs else None, before, what)
 
 # %% ../../nbs/36_generator.sampling.ipynb #c039
 def fitting_batch(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'm_levels', 'StepDraws', 'draw_step', 'draw_noise', 'learning_rate', 'steps_in_all',
-           'other_photo_of', 'TrainingBatch', 'TrainingData', 'prefetch', 'step_loss', 'may_change',
-           'training_settings', 'save_checkpoint', 'load_checkpoint', 'logged_rows', 'TrainingLog', 'NonFinite',
-           'GuardedMuon', 'optimisers_of', 'TrainingState', 'open_training', 'backward', 'gradient_norm',
-           'compile_denoiser', 'train_denoiser']
+           'other_photo_of', 'TrainingBatch', 'TrainingData', 'step_loss', 'may_change', 'training_settings',
+           'save_checkpoint', 'load_checkpoint', 'logged_rows', 'TrainingLog', 'NonFinite', 'GuardedMuon',
+           'optimisers_of', 'TrainingState', 'open_training', 'backward', 'gradient_norm', 'compile_denoiser',
+           'train_denoiser']
 
 # %% ../../nbs/35_generator.training.ipynb #cde54f8f
 import contextlib
@@ -16,8 +16,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,14 +32,15 @@ from torch import Tensor
 from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION,
     held_signals, log, progress, stable_seed, write_text)
 from ..recipe import GeneratorParts, LossConfig, TrainingConfig
-from ..runtime import processes, resolve_precision, slices_of, try_compile, workers
+from ..runtime import (as_first, prefetch, processes, resolve_precision, slices_of, threads,
+    try_compile, workers)
 from ..data.faces import FaceSet, FaceStore
 from ..encoders.pretrained import embed_set, FaceEncoder
 from .autoencoder import denoised_shape, LatentSet
 from cemiface.generator.schedule import (add_noise, draw_timesteps, make_scheduler, noise_fraction,
     predict_x0, target)
 from .condition import apply_control
-from .denoiser import build_denoiser, Denoiser
+from .denoiser import build_denoiser, Denoiser, trial_of
 from .losses import cosine_to, diffusion_mse, DISTANCES, lambda_at, similarity_matching
 
 # %% ../../nbs/35_generator.training.ipynb #c803a78a
@@ -210,19 +210,6 @@ class TrainingData:
         drawn |= dict(clean=self.store.batch(idx, mirror), e=torch.tensor(e), matched=matched.nonzero()[:, 0])
         return TrainingBatch(matched_count=matched_count, **{k: v.to(self.device) for k, v in drawn.items()})
 
-# %% ../../nbs/35_generator.training.ipynb #cf99ced6
-def prefetch(
-    make:Callable, # int -> anything
-    numbers:range, # what to call it with
-)->Iterable: # (number, what was made)
-    "Each made by a thread while the one before is in use"
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, numbers[0]) if numbers else None
-        for k in numbers:
-            made = ahead.result()
-            if k+1 in numbers: ahead = pool.submit(make, k+1)
-            yield k, made
-
 # %% ../../nbs/35_generator.training.ipynb #c194a572
 def step_loss(
     denoiser, # Denoiser (or its parallel wrapper)
@@ -259,10 +246,10 @@ def step_loss(
     return loss, {name: v.detach() for name, v in terms.items()}
 
 # %% ../../nbs/35_generator.training.ipynb #c25a2b9e
-SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'compile', 'max_skipped')
+SPEED_ONLY = ('checkpoint_minutes', 'tracker', 'max_skipped')
 
 MAY_CHANGE = ('epochs', 'lr', 'weight_decay', 'warmup', 'decay', 'clip', 'ema_decay', 'm_low', 'm_high',
-    'm_step', 'control', 'inquiry', 'similarity_fraction', 'precision')
+    'm_step', 'control', 'inquiry', 'similarity_fraction', 'precision', 'compile')
 
 def may_change(
     parts:GeneratorParts, # sections of the recipe
@@ -445,6 +432,7 @@ class TrainingState:
     keys:dict # fingerprints `key` and `frozen`, which bind a checkpoint to its training
     step:int # steps done before
     pending:tuple # sums and number of steps that the log has not written yet
+    computed:dict # how: precision, processes, threads of each, compiled (None: not asked for)
 
     def update(self,
         rate:float, # learning rate of this step
@@ -464,7 +452,8 @@ class TrainingState:
         "Write a checkpoint after `step` steps, in the main process"
         if self.accelerator.is_main_process:
             save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
-                optimisers=[o.state_dict() for o in self.optimisers], average=self.average.state_dict(), **self.keys)
+                optimisers=[o.state_dict() for o in self.optimisers], average=self.average.state_dict(),
+                computed=self.computed, **self.keys)
         return time.monotonic()
 
     def finish(self)->Denoiser:
@@ -476,17 +465,28 @@ class TrainingState:
         return self.denoiser.cpu().eval().requires_grad_(False)
 
 # %% ../../nbs/35_generator.training.ipynb #c808f221
-def open_accelerator(config, out, cpu)->Accelerator:
+def open_accelerator(config, out, cpu, precision, trial)->Accelerator:
     "Processes, device and precision of a training; raises CemiFaceError for a batch that they cannot share"
     ranks, tracker = processes(cpu), None if config.tracker == 'none' else config.tracker
     if config.batch%ranks.num_processes:
         raise CemiFaceError(f'training.batch = {config.batch} must be a multiple of the '
                             f'{ranks.num_processes} processes')
     AcceleratorState._reset_state()
+    precision = as_first(resolve_precision(precision, ranks.device, trial))
     accelerator = Accelerator(cpu=ranks.device.type == 'cpu', project_dir=str(out), log_with=tracker,
-        mixed_precision=resolve_precision(config.precision, ranks.device))
+        mixed_precision=precision)
     if tracker: accelerator.init_trackers('cemiface', {})
     return accelerator
+
+# %% ../../nbs/35_generator.training.ipynb #n8232276
+def computed_as(before, config, accelerator)->dict:
+    "How this training computes; `before` is how it did until now, and empty where it begins"
+    n, threads = accelerator.num_processes, torch.get_num_threads()
+    if before.get('processes') == n: threads = before['threads']
+    if threads != torch.get_num_threads() and accelerator.is_main_process:
+        log(f'the training was begun with {threads} thread(s) per process, and goes on with as many')
+    return dict(precision=accelerator.mixed_precision, processes=n, threads=threads,
+        compiled=before.get('compiled') if config.compile else None)
 
 # %% ../../nbs/35_generator.training.ipynb #ca50c4ba
 def open_training(
@@ -499,10 +499,9 @@ def open_training(
     start=None, # generator whose weights are the first ones
 )->TrainingState:
     "New weights, or those of the checkpoint where there is one, and all that trains them"
-    config, accelerator = parts.training, open_accelerator(parts.training, out, cpu)
-    device, (channels, _, side) = accelerator.device, denoised_shape(faces)
+    config, shape = parts.training, denoised_shape(faces)
     torch.manual_seed(stable_seed(parts.seed, 'weights'))
-    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, side, channels)
+    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, shape[2], shape[0])
     if start:
         try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
         except RuntimeError as e:
@@ -514,6 +513,10 @@ def open_training(
     old = load_checkpoint(out/'checkpoint.pt', keys['key'], keys['frozen'] if force else None)
     if old: denoiser.load_state_dict(old['weights'])
 
+    before = old['computed'] if old else {}
+    precision = before.get('precision', 'auto') if config.precision == 'auto' else config.precision
+    accelerator = open_accelerator(config, out, cpu, precision, partial(trial_of, denoiser, shape))
+    computed, device = computed_as(before, config, accelerator), accelerator.device
     if device.type == 'cuda': denoiser.to(memory_format=torch.channels_last)
     weights = list(denoiser.parameters())
     net, *optimisers = accelerator.prepare(denoiser, *optimisers_of(denoiser, config))
@@ -526,9 +529,9 @@ def open_training(
     seen = (lambda z: embed(faces.decode(z))) if latent else embed
     loss_of = accelerator.autocast()(partial(step_loss, net, seen,
         make_scheduler(parts.schedule, not latent), config=parts.loss, control=config.control))
-    which = slices_of(config.batch, accelerator)
-    step, pending = (old['step'], old['log']) if old else (0, ({}, 0))
-    return TrainingState(accelerator, net, denoiser, optimisers, average, loss_of, which, keys, step, pending)
+    which = slices_of(config.batch, accelerator, threads=computed['threads'])
+    done = (old['step'], old['log']) if old else (0, ({}, 0))
+    return TrainingState(accelerator, net, denoiser, optimisers, average, loss_of, which, keys, *done, computed)
 
 # %% ../../nbs/35_generator.training.ipynb #c194c369
 def backward(
@@ -562,8 +565,10 @@ def compile_denoiser(
     state:TrainingState, # whose network is compiled in place
     slices:list[TrainingBatch], # of any batch
 ):
-    "Compile the network for batches of this size, where that works on this machine"
-    try_compile(state.denoiser.unet, lambda: backward(state, slices, 0.))
+    "Compile the network for batches of this size, where that works on this machine; raises CemiFaceError as `try_compile`"
+    with state.accelerator.no_sync(state.net):                # where it fails in one process, none waits
+        state.computed['compiled'] = try_compile(state.denoiser.unet, lambda: backward(state, slices, 0.),
+            before=state.computed['compiled'], what='the training')
     state.net.zero_grad()
 
 # %% ../../nbs/35_generator.training.ipynb #c9a6ae33
@@ -582,7 +587,7 @@ def train_denoiser(
     cache=None, # folder of cached embeddings
     force:bool=False, # go on from a checkpoint of other settings, as far as they may change
     start=None, # generator to begin with; by default the weights are random
-)->tuple[Denoiser, list[dict]]: # the averaged denoiser on the CPU, and the rows of the log
+)->tuple[Denoiser, list[dict], dict]: # the averaged denoiser on the CPU, the rows of the log, how it was computed
     "Algorithm 1, resumed from `out`. Raises CemiFaceError if too many gradients are not finite"
     config, out, steps = parts.training, Path(out), steps_in_all(parts.training, len(faces))
     state = open_training(faces, identity_encoder, parts, out, cpu, force, start)
@@ -593,7 +598,7 @@ def train_denoiser(
     if steps < 3*config.warmup and state.accelerator.is_main_process:
         log(f'{steps} steps, with a warm-up of {config.warmup}: little will be learnt; raise training.epochs')
     bar = progress(steps*config.batch, 'training the generator', 'img', initial=state.step*config.batch)
-    with held_signals() as told_to_stop, bar:
+    with held_signals() as told_to_stop, threads(state.computed['threads']), bar:
         for step, slices in prefetch(partial(data.slices, which=state.which), range(state.step, steps)):
             # forward and back: the gradient of `step_loss`
             terms = backward(state, slices, lambda_at(parts.loss, step/steps))
@@ -615,4 +620,4 @@ def train_denoiser(
             if row or stop or due: guard.check()
             if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
             if stop: break
-    return state.finish(), rows.rows
+    return state.finish(), rows.rows, state.computed

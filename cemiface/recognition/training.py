@@ -6,7 +6,7 @@
 __all__ = ['LUMA', 'HEADS', 'draw_augmentation', 'move_pixels', 'turn_hue', 'recolour', 'erase', 'augment', 'MarginHead',
            'CosFaceHead', 'ArcFaceHead', 'AdaFaceHead', 'FaceLoader', 'Trainee', 'EpochLog', 'SmoothLoss',
            'pair_accuracy', 'VerifyEachEpoch', 'rate_schedule', 'Parallel', 'FaceLoaders', 'NoValidation',
-           'recogniser_learner', 'fit_recogniser', 'KeepState', 'restore_learner', 'train_recogniser']
+           'recogniser_learner', 'fit_recogniser', 'KeepState', 'kept_state', 'restore_learner', 'train_recogniser']
 
 # %% ../../nbs/51_recognition.training.ipynb #c8bafce1
 import math
@@ -30,10 +30,9 @@ from cemiface.core import (
     atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, read_json, stable_seed, sweep,
     write_json)
 from ..recipe import CosFaceConfig
-from ..runtime import default_device, processes, seed_everything, try_compile
+from ..runtime import default_device, prefetch, processes, seed_everything, try_compile
 from ..data.faces import FaceSet, FaceStore, PairSet
 from ..encoders.pretrained import embed, load_encoder, FaceEncoder, unpickle
-from ..generator.training import prefetch
 from .verification import fold_accuracy, mirror_sum, pair_similarities
 
 # %% ../../nbs/51_recognition.training.ipynb #c8e38ba7
@@ -386,13 +385,15 @@ class Parallel(Callback):
         for b in self.model.buffers(): torch.distributed.broadcast(b, 0)  # all get the first one's statistics
         self.learn.model = self.model.module
 
-def _compile_backbone(model, loader):
-    "Compile the backbone for the batches of a loader, and undo what the trial has done to the weights"
-    before = deepcopy(model.backbone.state_dict())
+def _compile_backbone(model, loader, before):
+    "Compile the backbone for the batches of a loader, and undo what the trial has done to the weights; did it work?"
+    weights = deepcopy(model.backbone.state_dict())
     x, y, _ = next(iter(loader))
-    try_compile(model.backbone, lambda: F.cross_entropy(model.train()(x, y), y).backward())
+    worked = try_compile(model.backbone, lambda: F.cross_entropy(model.train()(x, y), y).backward(),
+        before=before, what='the recogniser')
     model.zero_grad()
-    model.backbone.load_state_dict(before)
+    model.backbone.load_state_dict(weights)
+    return worked
 
 # %% ../../nbs/51_recognition.training.ipynb #n9401442
 class FaceLoaders(DataLoaders):
@@ -413,6 +414,7 @@ def recogniser_learner(
     pairs:PairSet|None=None, # verified on while training
     seed=0, # of weights, order, augmentation and dropout
     device=None, # by default the accelerator, where there is one
+    compiled:bool|None=None, # did compiling work where the training was begun? None: it begins now
 )->Learner: # fit it with fit_recogniser
     """A learner for a recogniser of these identities.
 
@@ -429,11 +431,12 @@ def recogniser_learner(
     recogniser = FaceEncoder(cfg.arch, cfg.dim, *faces.images.shape[-2:]).to(device)
     head = HEADS[cfg.head](cfg.dim, faces.identities, cfg.scale, cfg.margin)
     model = Trainee(recogniser, head, cfg.precision).to(device)
-    if cfg.compile: _compile_backbone(model, loader)
+    compiled = _compile_backbone(model, loader, compiled) if cfg.compile else None
     optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, weight_decay=cfg.weight_decay, fused=True)
     if cfg.optimiser == 'sgd': optimiser = partial(optimiser, opt=torch.optim.SGD, momentum=cfg.momentum)
     loaders = FaceLoaders(loader, loader.new(shuffle=False), device=device)
     learn = Learner(loaders, model, F.cross_entropy, optimiser, cfg.lr, cbs=EpochLog(seed))
+    learn.compiled = compiled
     if ranks.num_processes > 1: learn.add_cb(Parallel())
     if pairs is not None and ranks.is_main_process:
         learn.add_cb(VerifyEachEpoch(pairs, cfg.verify_every))
@@ -473,24 +476,32 @@ class KeepState(Callback):
     def save(self):
         "Write the state, whole or not at all"
         state = dict(format_version=FORMAT_VERSION, key=self.key, rows=self.epoch_log.rows,
-                     model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
+                     compiled=self.learn.compiled, model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
         with atomic_path(self.path) as p: torch.save(state, p)
     before_fit = after_train = save            # also at first: a folder that is not writable is found at once
 
 # %% ../../nbs/51_recognition.training.ipynb #ce531125
-def restore_learner(
-    learn:Learner, # fresh, from recogniser_learner
+def kept_state(
     path:Path, # state file
     key:str, # fingerprint of the run
-)->int: # epochs that are done
-    "Put a kept state into a learner; CemiFaceError if it cannot be read or belongs to another run"
+)->dict: # what KeepState wrote; empty where there is no file
+    "CemiFaceError for a state that cannot be read, or of another run"
+    if not path.exists(): return {}
     try: state = unpickle(path)
     except Exception as e:
         raise CemiFaceError(f'{path} is not a readable training state; delete it to start again') from e
     state = state if isinstance(state, dict) else {}
     check_version(state, path)
-    if state.get('key') != key:
-        raise CemiFaceError(f'{path} is the state of another run; delete it or choose another folder')
+    if state.get('key') == key: return state
+    raise CemiFaceError(f'{path} is the state of another run; delete it or choose another folder')
+
+def restore_learner(
+    learn:Learner, # fresh, from recogniser_learner
+    state:dict, # from kept_state
+    path:Path, # its file, for the message
+)->int: # epochs that are done
+    "Put a kept state into a learner; CemiFaceError if it does not fit"
+    if not state: return 0
     try:
         learn.model.load_state_dict(state['model'])
         learn.create_opt()
@@ -522,19 +533,21 @@ def train_recogniser(
     cfg, device = getattr(cfg, 'recogniser', cfg), device or default_device()
     if out is None: return fit_recogniser(recogniser_learner(faces, cfg, pairs, seed, device), cbs=cbs)
     decides = asdict(cfg)
-    del decides['compile']                             # changes the speed only
+    del decides['compile']                             # changes the last bits only
     key = fingerprint('recogniser', decides, faces.fingerprint, faces.labels, seed)
     out, ranks = Path(out), processes(torch.device(device).type == 'cpu')
     state, first = out.with_name(out.name+'.state'), ranks.is_main_process
     if first: sweep(out.parent, deep=False)            # what a killed run left beside it
     if _is_finished(out, key): return load_encoder(out).to(device)
-    learn = recogniser_learner(faces, cfg, pairs, seed, device)
-    start = restore_learner(learn, state, key) if state.exists() else 0
+    kept = kept_state(state, key)
+    learn = recogniser_learner(faces, cfg, pairs, seed, device, kept.get('compiled'))
+    start = restore_learner(learn, kept, state)
     ranks.wait_for_everyone()                          # all have read it before the first one replaces it
     recogniser = fit_recogniser(learn, start, [KeepState(state, key), *cbs] if first else cbs)
     if first:
         facts = dict(format_version=FORMAT_VERSION, fingerprint=key, recipe=cfg, seed=seed, faces=len(faces),
-            identities=faces.identities, processes=ranks.num_processes, epochs=learn.epoch_log.rows)
+            identities=faces.identities, processes=ranks.num_processes, compiled=learn.compiled,
+            epochs=learn.epoch_log.rows)
         with atomic_path(out) as p:
             recogniser.save_pretrained(p)
             write_json(p/'training.json', facts)

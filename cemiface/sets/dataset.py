@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Layout', 'layout_of', 'face_file', 'is_there', 'numbers_of', 'face_record', 'deciding_settings', 'is_number',
            'numbered_rows', 'is_line', 'faces_on_disk', 'in_batches', 'my_batches', 'merge_manifests', 'embed_alone',
-           'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set', 'make_set',
-           'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record', 'numbered_inquiries',
-           'make_screened_set']
+           'drawing_copy', 'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set',
+           'make_set', 'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record',
+           'numbered_inquiries', 'make_screened_set']
 
 # %% ../../nbs/41_sets.dataset.ipynb #c004
 import contextlib
@@ -21,12 +21,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
 
 from ..core import (
     atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file,
     stable_seed, table_of, write_json)
-from ..runtime import processes, workers
+from ..runtime import as_first, processes, workers
 from ..data.formats import inquiries_beside, manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
 from ..encoders.pretrained import embed, FaceEncoder
@@ -236,6 +235,20 @@ def embed_alone(
     with workers(encoder.device) as each: parts = [*each(embed_from, range(0, len(padded), batch))]
     return np.concatenate(parts)[:len(images)]
 
+# %% ../../nbs/41_sets.dataset.ipynb #n4073230
+def drawing_copy(
+    pipe:CemiFacePipeline, # generator, on its device
+    request:SetRequest, # resolved
+    folder:RunFolder|None=None, # of the set, which keeps whether compiling worked
+)->CemiFacePipeline: # for drawing only
+    "A fast copy of a generator; raises CemiFaceError where a set was begun with torch.compile, which fails here"
+    fast, facts = for_sampling(pipe, request.sampling), folder.facts('compiling') if folder else {}
+    if not request.sampling.compile: return fast
+    compiled = compile_for_sampling(fast, request, facts.get('compiled'), folder.path if folder else 'the set')
+    if folder and not facts and processes(pipe.device.type == 'cpu').is_main_process:
+        folder.finish('compiling', fingerprint(request.sampling), compiled=compiled)
+    return fast
+
 # %% ../../nbs/41_sets.dataset.ipynb #n0076174
 def drawn_batches(
     pipe:CemiFacePipeline, # generator, on its device
@@ -243,11 +256,12 @@ def drawn_batches(
     request:SetRequest, # resolved
     layout:Layout, # of the set
     batches:list[np.ndarray], # places of each batch, (b,)
+    folder:RunFolder|None=None, # of the set, where it has one
 ): # yields who (list of (identity, index)), faces uint8 (b,3,h,w), similarities (b,)
     "Draw the faces of a set, batch by batch"
+    fast = drawing_copy(pipe, request, folder)             # which all processes decide together
     if not batches: return
-    e, fast = embed_alone(pipe.identity_encoder, inquiries.images), for_sampling(pipe, request.sampling)
-    if request.sampling.compile: compile_for_sampling(fast, request)
+    e = embed_alone(pipe.identity_encoder, inquiries.images)
     for places in batches:
         who = layout.who(places)
         faces, similarity = draw_batch(fast, e[[identity for identity, _ in who]], who, request)
@@ -284,7 +298,6 @@ def resolve_for_folder(
     pipe:CemiFacePipeline, # generator
     request:SetRequest, # as asked
     out:Path, # folder of the set
-    ranks, # accelerate's PartialState
 )->SetRequest: # resolved
     "A request with the precision and batch that the set was begun with; the same in all processes"
     begun, sampling = {}, request.sampling
@@ -292,9 +305,7 @@ def resolve_for_folder(
     if sampling.precision == 'auto': sampling = replace(sampling, precision=begun.get('precision', 'auto'))
     if not sampling.batch: sampling = replace(sampling, batch=begun.get('batch', 0))
     request = pipe.resolve(replace(request, sampling=sampling))
-    if ranks.num_processes == 1: return request
-    batch = broadcast_object_list([request.sampling.batch])[0]
-    return replace(request, sampling=replace(request.sampling, batch=batch))
+    return replace(request, sampling=as_first(request.sampling))
 
 # %% ../../nbs/41_sets.dataset.ipynb #n7184432
 def open_set(
@@ -305,7 +316,7 @@ def open_set(
 )->tuple[RunFolder, SetRequest, dict]: # the folder, the request as used, what decides a face
     "Begin or resume a set; raises CemiFaceError for a folder that holds another set"
     ranks = processes(pipe.device.type == 'cpu')
-    request = resolve_for_folder(pipe, request, out, ranks)
+    request = resolve_for_folder(pipe, request, out)
     settings = deciding_settings(pipe, request, image_format)
     with ranks.main_process_first(): folder = RunFolder.open(out, fingerprint(settings), 'set', settings)
     return folder, request, settings
@@ -330,7 +341,7 @@ def write_set(
     ranks.wait_for_everyone()
     if folder.done('faces', key) and have.all(): return layout
     batches = my_batches(np.flatnonzero(~have), request.sampling.batch, ranks)
-    drawn = drawn_batches(pipe, inquiries, request, layout, batches)
+    drawn = drawn_batches(pipe, inquiries, request, layout, batches, folder)
     write_faces(out, drawn, record, image_format, ranks.process_index, sum(map(len, batches)))
     ranks.wait_for_everyone()
     if ranks.is_main_process: merge_manifests(folder, key, layout.total)
