@@ -72,8 +72,8 @@ def do_run(a):
     from cemiface.experiment.planning import check_room        # a mistyped key is refused before torch is loaded
     from cemiface.experiment.run import run
     out = a.out or Path('runs')/recipe.name
-    check_room(recipe, inputs, out, on_cpu(a))
-    return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
+    autoencoder = check_room(recipe, inputs, out, on_cpu(a))
+    return finished_run(run(recipe, out, inputs, on_cpu(a), a.force, autoencoder), out)
 
 # %% ../nbs/81_verbs.ipynb #n5018062
 def plan_run(a, recipe, inputs):
@@ -356,8 +356,7 @@ def lab_of(a):
     recipe = load_recipe(a.recipe, overrides(a))
     shipped = str(ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
     inputs, out = inputs_of(a, shipped), a.out or Path('runs')/f'lab-{recipe.name}'
-    check_room(recipe, inputs, out, on_cpu(a))
-    return recipe, out, inputs
+    return recipe, out, inputs, check_room(recipe, inputs, out, on_cpu(a))
 
 # %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
@@ -371,16 +370,17 @@ def do_study(a):
     if not a.recipe: raise CemiFaceError('study needs -r RECIPE; see cemiface study --help')
     if a.all == bool(a.name):
         raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')
-    recipe, out, inputs = lab_of(a)
-    studies = choose_studies(a.name, recipe)
-    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a))
+    studies = choose_studies(a.name, load_recipe(a.recipe, overrides(a)))
+    recipe, out, inputs, autoencoder = lab_of(a)
+    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a), autoencoder)
     return dict(studies=results), f'{studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
 # %% ../nbs/81_verbs.ipynb #n5351351
 def do_suggest_m(a):
     "The m at which a set is like real photos"
     from cemiface.experiment.beyond import suggest_m
-    found = suggest_m(*lab_of(a), on_cpu(a))
+    recipe, out, inputs, autoencoder = lab_of(a)
+    found = suggest_m(recipe, out, inputs, on_cpu(a), autoencoder)
     where = '' if found['inside'] else ' (the nearest level: none matches)'
     by = ', '.join(f'{k} {v["m"]:.2f}' for k, v in found['by'].items())
     return found, f'm = {found["m"]:.2f} on the sphere{where}; by {by}'

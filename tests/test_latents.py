@@ -101,3 +101,21 @@ def test_damaged_index(cemiface, made, inputs, tmp_path, change):
     at = tmp_path/'own'/'model_index.json'
     at.write_text(json.dumps(json.loads(at.read_text())|change))
     refused(cemiface(*generate('own', inputs), 'set'), 'own', 'cannot be read as a generator')
+
+def test_study_of_the_autoencoder(cemiface, inputs, tmp_path):
+    "Killed between two sizes; no generator is trained for it"
+    args = ['study', 'autoencoder', '-r', 'toy', '-s', 'autoencoder=given', *sets(dict(toy=dict(test_identities=20, test_pairs=60))), '--out', 'lab']
+    refused(cemiface(*args), 'recipe toy', 'needs --autoencoder')
+    refused(cemiface(*args, '-s', 'autoencoder=none'), 'study autoencoder', 'it draws pixels')
+    args += ['--autoencoder', inputs/'autoencoder', '--json']
+    assert cemiface(*args, stop=dict(event='os.rename', pattern=r'stages/autoencoder 24\.json$')).code == -signal.SIGKILL
+    r = cemiface(*args)
+    assert r.code == 0 and 'autoencoder 24 ...' in r.err and 'autoencoder 20 ...' not in r.err, r.err
+    found, = as_json(r.out)['studies']
+    before, *rows = found['rows']
+    assert [o['size'] for o in rows] == [14, 20, 24, 28, 34] and 'Apache-2.0' in found['says'] and found['held'] in (True, False, None)
+    for role in ('identity', 'judge'):
+        assert all(o[role]['low'] < o[role]['kept'] < 1 and o[role]['lo'] <= o[role]['difference'] <= o[role]['hi'] for o in rows)
+        assert all(abs(before[role]['accuracy']-o[role]['accuracy']-o[role]['difference']) < .01 for o in rows)
+        assert rows[0][role]['kept'] < rows[2][role]['kept']
+    assert not (tmp_path/'lab'/'generator').exists()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, write_text
+from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, muted, write_text
 from ..recipe import changed, Inputs, Recipe, union_of, volumes_of
 from ..runtime import (
     default_device, free_disk, free_memory, hardware, in_words, kept_bytes, peak_memory, require_room)
@@ -24,7 +24,7 @@ from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
-from ..generator.autoencoder import given_autoencoder
+from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.schedule import make_scheduler
 from ..generator.denoiser import build_denoiser
 from ..generator.training import step_loss, steps_in_all, TrainingBatch
@@ -181,13 +181,13 @@ def check_room(
     inputs:Inputs, # the user's files
     out:str|Path, # folder of the run
     cpu:bool=False, # stay on the CPU
-):
+)->Autoencoder|None: # that of the inputs, loaded, for `run`
     "Raises CemiFaceError where a run would need more memory or disk than is free; disks only above 1 GB"
-    autoencoder = None if inputs.assets else given_autoencoder(r, inputs.autoencoder)
+    autoencoder = given_autoencoder(r, inputs.autoencoder)
     check_recipe(r, bool(inputs.assets), autoencoder)
     toy, device = r.faces.source == 'toy', 'cpu' if cpu else default_device()
-    if not toy and not (inputs.faces and inputs.identity_encoder): return       # `run` says what is absent
-    images = r.toy.identities*r.toy.per_identity if toy else len(scan(inputs.faces))
+    if not toy and not (inputs.faces and inputs.identity_encoder): return autoencoder      # `run` says what is absent
+    with muted(): images = r.toy.identities*r.toy.per_identity if toy else len(scan(inputs.faces))
     arch, free = ('toy' if toy else load_encoder(inputs.identity_encoder).config.arch), free_memory(device)
     faces, counts = faces_in_memory(r, images), counts_of(r, images)
     require_room(faces, free_memory())
@@ -199,6 +199,7 @@ def check_room(
     drawn = len(r.study.scalar+r.study.sphere)*int(counts.sum())
     files = disk(r, 0 if toy else images, picture, arch) | dict(sets=drawn*picture, manifests=drawn*MANIFEST_LINE)
     if sum(files.values()) > 1e9: require_room(files, free_disk(out), 'disk')
+    return autoencoder
 
 # %% ../../nbs/73_experiment.planning.ipynb #cfa7ecc7
 def rate_of(
@@ -267,14 +268,15 @@ def sample_photos(
 # %% ../../nbs/73_experiment.planning.ipynb #cd7a4cbe
 def trial(
     r:Recipe, # to be tried
-    inputs:Inputs, # of which faces are needed; E_id is untrained where it is missing
+    inputs:Inputs, # of which E_id is untrained where it is missing
+    entries:list, # of the photos, from scan
     cpu:bool=False, # stay on the CPU
 ): # dict: seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
     "Run the miniature of a recipe in a temporary folder"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
         home, encoder = Path(tmp), inputs.identity_encoder or f'{tmp}/encoder'
-        faces = sample_photos(r, scan(inputs.faces), home)
+        faces = sample_photos(r, entries, home)
         if not inputs.identity_encoder: FaceEncoder.of('ir50').save_pretrained(encoder)
         given = replace(inputs, faces=f'{tmp}/photos', identity_encoder=encoder, pairs=f'{tmp}/pairs.txt',
             images=f'{tmp}/people', inquiries=None, assets=None)
@@ -308,7 +310,7 @@ def dry_run(
     nets = [load_encoder(path).config for path in (inputs.identity_encoder, inputs.judge) if path]
     entries = scan(inputs.faces)
     images, people = len(entries), len({e.identity for e in entries}-{None})
-    tried = trial(r, inputs, cpu)
+    tried = trial(r, inputs, entries, cpu)
     measured = tried.pop('rates')
     source = 'of the few steps of this dry run, starting up included: far too slow'
     if rates: source = 'measured by bench'

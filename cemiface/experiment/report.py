@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'figure_text', 'table_rows', 'plot_sweep',
-           'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces', 'report_html']
+           'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces', 'decoder_words', 'report_html']
 
 # %% ../../nbs/70_experiment.report.ipynb #ce2378e5
 import base64
@@ -314,6 +314,13 @@ def html_leakage(
             'to its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
 
+# %% ../../nbs/70_experiment.report.ipynb #n2293919
+def decoder_words(
+    autoencoder:dict|None, # of results.json
+)->str:
+    "What decodes the faces, and its licence"
+    return 'nothing: pixels are drawn' if not autoencoder else '{name}; licence: {licence}'.format(**autoencoder)
+
 # %% ../../nbs/70_experiment.report.ipynb #c812c6f9
 def html_provenance(
     results, # results.json
@@ -321,6 +328,7 @@ def html_provenance(
     "Where the numbers come from: versions, hardware, seconds, and the recipe"
     recipe, seconds = results['recipe'], results['seconds']
     facts = {k: results[k] for k in ('seed', 'hardware')} | results['versions']
+    facts['autoencoder'] = decoder_words(results.get('autoencoder'))
     facts = html_table(('recipe', recipe['name']), [[k, str(v)] for k, v in facts.items()])
     took = html_table(('stage', 'seconds'), [[stage, f'{s:,.1f}'] for stage, s in seconds.items()])
     return f'''{facts}

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from ..core import (
-    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, RunFolder,
+    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, muted, plain, RunFolder,
     versions, write_json, write_text)
 from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
-from ..data.formats import LeftOut, pair_files, read_pairs
+from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
 from ..data.faces import FaceSet, PairSet
 from ..data.toy import toy_pairs, toy_people
@@ -34,7 +34,7 @@ from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.denoiser import build_denoiser, side_unit
 from ..generator.training import m_levels, may_change
 from ..generator.sampling import check_steps, request_of
-from ..generator.pipeline import CemiFacePipeline, load_generator, save_index, train_generator
+from ..generator.pipeline import CemiFacePipeline, decoder_of, load_generator, save_index, train_generator
 from ..sets.inquiries import draw_unconditional, select_inquiries, write_inquiries
 from ..sets.dataset import make_set, part_of, real_subset
 from ..recognition.verification import gap_to_real, score_pairs, summary, verify
@@ -43,7 +43,7 @@ from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
-    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
+    caution, decoder_words, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
     rank_correlations, report_html, set_label)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
@@ -85,11 +85,12 @@ def check_files(
     for key, path in asdict(i).items():
         if path and key not in ('faces', 'inquiries', 'autoencoder') and not Path(path).exists():
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
-    photos = Counter(o.identity for o in scan(i.faces, LeftOut()))     # those left out are told of later
+    with muted(): photos = Counter(o.identity for o in scan(i.faces))     # the stages will tell what is left out
     if None not in photos and sum(n > 1 for n in photos.values()) < 2:
         raise CemiFaceError(f'--faces {i.faces} lacks two people with at least two photos each '
                             'for the real-data baseline; add some, or give the photos without identities')
-    if i.inquiries: scan(i.inquiries, LeftOut())
+    if i.inquiries:
+        with muted(): scan(i.inquiries)
     if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
     elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
 
@@ -115,11 +116,17 @@ class Context:
     folder:RunFolder   # where it is done; stages/NAME.json says which stages are finished
     device:str         # 'cuda' or 'cpu'
     force:bool=False   # may a generator in training go on with other settings?
+    autoencoder:Autoencoder|None=None  # whose latents are denoised; None: pixels are
 
     @property
     def out(self)->Path:
         "Path of the folder"
         return self.folder.path
+
+    @property
+    def trained(self)->str|None:
+        "Folder of a generator that was trained before; it denoises pixels"
+        return None if self.autoencoder is not None else self.inputs.assets
 
 # %% ../../nbs/71_experiment.run.ipynb #c9207b01
 def open_run(
@@ -128,10 +135,11 @@ def open_run(
     inputs:Inputs|None=None, # the user's files; none for toy faces
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->Context:
     "Begin or resume. Raises CemiFaceError, before writing, for bad settings or files, or another run's folder"
     inputs = inputs or Inputs()
-    autoencoder = None if inputs.assets else given_autoencoder(recipe, inputs.autoencoder)
+    if autoencoder is None: autoencoder = given_autoencoder(recipe, inputs.autoencoder)
     check_recipe(recipe, bool(inputs.assets), autoencoder)
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
     settings = asdict(recipe) | dict(inputs=asdict(inputs))
@@ -139,7 +147,7 @@ def open_run(
     changeable = may_change(recipe.parts) if force and not RunFolder(out).facts('generator') else ()
     folder = RunFolder.open(out, fingerprint(settings), 'run', settings, changeable)
     write_text(folder.path/'recipe.toml', to_toml(recipe))
-    return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force)
+    return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force, autoencoder)
 
 # %% ../../nbs/71_experiment.run.ipynb #c4fbbe82
 def stage(
@@ -217,11 +225,10 @@ def load_or_train_generator(
     identity_encoder:FaceEncoder, # frozen E_id
 )->CemiFacePipeline: # on the device of the run
     "Train the generator, or take one that was trained before"
-    r, assets = ctx.recipe, ctx.inputs.assets
-    if assets: return load_generator(Path(assets)/'generator').to(ctx.device)
-    decides, autoencoder = (train, identity_encoder, r.parts), given_autoencoder(r, ctx.inputs.autoencoder)
-    pipe = stage(ctx, 'generator', (*decides, autoencoder), train_generator, *decides, ctx.out/'generator',
-        ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, autoencoder, keep=False)
+    if ctx.trained: return load_generator(Path(ctx.trained)/'generator').to(ctx.device)
+    decides = train, identity_encoder, ctx.recipe.parts
+    pipe = stage(ctx, 'generator', (*decides, ctx.autoencoder), train_generator, *decides, ctx.out/'generator',
+        ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, ctx.autoencoder, keep=False)
     return pipe.to(ctx.device)
 
 # %% ../../nbs/71_experiment.run.ipynb #ca6b5917
@@ -444,6 +451,7 @@ def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
     judge_name, # who measured
+    autoencoder:dict|None=None, # name and licence of what decodes the faces
 )->dict: # results.json
     "Put the rows side by side with seconds, versions, hardware and recipe, and write results.json"
     real = next((r['verification']['accuracy'] for r in rows if r['kind'] == 'real'), None)
@@ -451,7 +459,7 @@ def collect_results(
         no_gap = real is None or r['kind'] == 'recogniser'
         r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
     seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name,
+    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, autoencoder=autoencoder,
         spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
         recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
@@ -490,6 +498,7 @@ def set_card(
     origin = 'given faces: each identity resembles one of them'
     if recipe['inquiries']['source'] == 'synthetic': origin = 'drawn by the generator itself'
     words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
+    decoder = decoder_words(results['autoencoder'])
     return f'''# {r["name"]}
 
 Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
@@ -500,6 +509,7 @@ seed {results["seed"]}.
 |---|---|
 | similarity to the inquiry | {s["mean"]:.3f} +- {s["std"]:.3f} ({s["judge"]}) |
 | inquiries | {origin} |
+| decoded by | {decoder} |
 
 ## How near to the nearest training face
 
@@ -514,7 +524,7 @@ def write_cards(
     "A README.md beside every generated set; a generator trained here notes the leakage of its nearest set"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     for r in made: write_text(ctx.out/'sets'/r['name']/'README.md', set_card(r, results))
-    if made and not ctx.inputs.assets:
+    if made and not ctx.trained:
         worst = max(made, key=lambda r: r['leakage']['max'])
         pipe.note(leakage={'set': worst['name']} | {k: worst['leakage'][k] for k in ('mean', 'max', 'judge')})
         save_index(pipe, ctx.out/'generator')
@@ -526,9 +536,10 @@ def run(
     inputs:Inputs|None=None, # the user's files; none for toy faces
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->dict: # results.json
     "From photos to a table (paper, section 4), or what is left of it; raises CemiFaceError as open_run"
-    ctx = open_run(recipe, out, inputs, cpu, force)
+    ctx = open_run(recipe, out, inputs, cpu, force, autoencoder)
     people = load_people(ctx)
     encoders = load_encoders(ctx, people.train)
     pipe = load_or_train_generator(ctx, people.train, encoders.identity)
@@ -537,7 +548,7 @@ def run(
     nonmembers = load_or_measure_nonmembers(ctx, encoders.judge, people)
     rows = [measure_set(ctx, compared, people, encoders, nonmembers) for compared in sets]
     rows.append(measure_encoder(ctx, encoders.identity, people.native_pairs))
-    results = collect_results(ctx, rows, encoders.judge_name)
+    results = collect_results(ctx, rows, encoders.judge_name, decoder_of(pipe))
     write_cards(ctx, results, pipe)
     pictures = write_figures(ctx, results, sets, inquiries, people.pairs.same, nonmembers)
     write_text(ctx.out/'report.html', report_html(results, pictures))

@@ -27,6 +27,7 @@ from ..recipe import changed, from_dict, Inputs, load_recipe, Recipe, recipes, v
 from ..runtime import hardware, resolve_precision
 from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import to_float
+from ..generator.autoencoder import Autoencoder
 from ..generator.training import steps_in_all
 from ..recognition.verification import holm, paired_difference
 from .report import figure_text
@@ -89,11 +90,14 @@ class Study:
     columns:dict = field(default_factory=dict) # of the table: title -> 'key of a row:format'
     needs_toy:str = ''                 # why it can be made of toy faces only, if it can
     needs_dropout:bool = False         # must the generator have learned to draw without a condition, too?
+    needs_latents:bool = False         # must it work in latents?
     paper:dict = field(default_factory=dict)   # what the paper prints: source, rows {name: figure}
 
     def unfit(self, recipe:Recipe)->str: # empty, where nothing is against it
         "Why the study can't be made of a recipe"
         if self.needs_toy and recipe.faces.source != 'toy': return self.needs_toy
+        if self.needs_latents and recipe.autoencoder == 'none':
+            return 'it draws pixels, so there is no autoencoder that could cost any identity'
         lacking = self.needs_dropout and not recipe.condition.dropout
         return 'synthetic inquiries need condition.dropout above 0' if lacking else ''
 
@@ -384,6 +388,7 @@ def command_of(
     if recipe.faces.source == 'folder':
         parts.append('--faces photos --identity-encoder eid.safetensors --judge judge.safetensors '
                      '--pairs pairs.txt --images dev')
+    if recipe.autoencoder == 'given': parts.append('--autoencoder autoencoder.safetensors')
     for key in differences(asdict(shipped), asdict(recipe)):
         value = json.dumps(reduce(getattr, key.split('.'), recipe))
         parts.append('-s '+shlex.quote(f'{key}={value}'))
@@ -409,8 +414,8 @@ def markdown_of(
     many = facts['seeds']*facts['generator_seeds'] > 1
     deviation = (f'+- is the standard deviation over {facts["seeds"]} recogniser(s) on sets of '
                  f'{facts["generator_seeds"]} generator(s); ') if many else ''
-    accuracies = ('Accuracies are of the last epoch, by one recipe for every set, '
-                  f'on {facts["pairs"]:,} pairs of held-out people')
+    trained = 'of the last epoch, by one recipe for every set, ' if facts['recognisers'] else ''
+    accuracies = f'Accuracies are {trained}on {facts["pairs"]:,} pairs of held-out people'
     recipe = f'Recipe {facts["recipe"]}, seed {facts["seed"]}'
     return f"""# {study.name}
 
@@ -441,7 +446,7 @@ def facts_of(
     precision, command = resolve_precision(recipe.training.precision, lab.device), command_of(
         study.name, recipe, lab.seeds, lab.generator_seeds)
     return dict(
-        recipe=recipe.name, command=command, seeds=lab.seeds, generator_seeds=lab.generator_seeds,
+        recipe=recipe.name, command=command, recognisers=any(arm.train for arm in study.arms(recipe).values()), seeds=lab.seeds, generator_seeds=lab.generator_seeds,
         judge=lab.judge_name, hardware=hardware(), seed=recipe.seed, pairs=len(lab.pairs),
         precision='float32' if precision == 'no' else precision)
 
@@ -484,11 +489,12 @@ def run_studies(
     seeds:int=1, # recognisers per set
     generator_seeds:int=1, # generators
     cpu:bool=False, # stay on the CPU
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->list[dict]: # results.json of each
     "Say the plan, and make the studies, or what is left of them; raises CemiFaceError for bad inputs"
-    lab = open_lab(recipe, out, inputs, seeds, generator_seeds, cpu)
+    lab = open_lab(recipe, out, inputs, seeds, generator_seeds, cpu, autoencoder)
     needs = plan(studies, recipe, seeds, generator_seeds, len(lab.train))
-    log(plan_words(needs, quick_rates(recipe, lab.device)))
+    if any(needs[k] for k in ('views', 'faces', 'epochs')): log(plan_words(needs, quick_rates(recipe, lab.device)))
     return [make_study(study, lab) for study in studies]
 
 # %% ../../nbs/75_experiment.study.ipynb #c3c30bd0

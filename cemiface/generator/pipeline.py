@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OWN_CARD', 'ABOUT', 'INTENDED_USE', 'NOT_CALIBRATED', 'NO_LEAKAGE', 'DENOISERS', 'PART_CLASSES', 'SIDES',
            'MOST_TIMESTEPS', 'CemiFaceOutput', 'CemiFacePipeline', 'calibrated', 'in_format', 'fact_text', 'fact_list',
-           'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short', 'fetch',
-           'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
+           'decoder_of', 'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short',
+           'fetch', 'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
            'check_parts', 'load_generator', 'save_parts', 'train_generator']
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c004
@@ -257,6 +257,13 @@ def fact_list(
     "Facts as a list"
     return '\n'.join(f'- {k}: {fact_text(v)}' for k, v in facts.items())
 
+def decoder_of(
+    pipe:CemiFacePipeline, # generator
+)->dict[str, str]|None: # None where pixels are denoised
+    "Name and licence of the autoencoder that makes a generator's latents, and faces of them"
+    if pipe.autoencoder is None: return None
+    return dict(name=pipe.config.trained.get('autoencoder', pipe.autoencoder.name), licence=pipe.autoencoder.licence)
+
 def origin_text(
     pipe:CemiFacePipeline, # generator
 )->str: # Markdown
@@ -265,11 +272,10 @@ def origin_text(
     named = type(pipe.scheduler).__name__
     left_out = 'format_version', 'identity_encoder', 'size', 'autoencoder'
     trained = {k: v for k, v in pipe.config.trained.items() if k not in left_out}
-    latents = {}
-    if pipe.autoencoder is not None:
-        name, shape = pipe.config.trained.get('autoencoder', 'unnamed'), 'x'.join(map(str, pipe.shape))
-        latents['latents'] = (f'{shape} (factor {pipe.autoencoder.factor}), of the autoencoder {name}, '
-                              f'whose licence is {pipe.autoencoder.licence}')
+    latents, shape = {}, 'x'.join(map(str, pipe.shape))
+    if decoder := decoder_of(pipe):
+        latents['latents'] = ('{} (factor {}), of the autoencoder {name}, whose licence is {licence}'
+            .format(shape, pipe.autoencoder.factor, **decoder))
     return fact_list({'pixels': f'{pipe.size}x{pipe.size}'} | latents | {
         'sampling': f'{named}, {schedule.num_train_timesteps} timesteps, {predicted_by(pipe.scheduler)}',
         'E_id, which guided the training': f'{e.config.arch}, {e.config.dim}-d, {e.fingerprint[:8]}',
