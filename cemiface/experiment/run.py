@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODER_ROLES', 'latent_sizes', 'check_recipe', 'check_files', 'Context', 'open_run', 'stage', 'People',
-           'load_people', 'Encoders', 'load_encoders', 'load_or_train_generator', 'load_or_choose_inquiries',
-           'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
+           'load_people', 'Encoders', 'load_encoders', 'show_training', 'training_rows', 'load_or_train_generator',
+           'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
            'load_or_measure_nonmembers', 'keep_verification', 'kept_cosines', 'judge_set', 'measure_set',
            'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, vol
 from ..runtime import default_device, hardware
 from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
-from ..data.faces import FaceSet, PairSet
+from ..plots import face_grid
+from ..data.faces import FaceSet, PairSet, to_float
 from ..data.toy import toy_pairs, toy_people
 from ..encoders.pretrained import embed, embed_set, FaceEncoder, load_encoder
 from ..generator.autoencoder import Autoencoder, given_autoencoder
@@ -44,7 +46,7 @@ from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
     caution, decoder_words, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
-    rank_correlations, report_html, set_label)
+    rank_correlations, report_html, set_label, training_html)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def latent_sizes(
@@ -100,7 +102,7 @@ def check_inputs(
     i:Inputs, # what was given
 ):
     "Raise CemiFaceError where a run on photos lacks a file, or has one that cannot be loaded"
-    needed = ['faces', 'identity_encoder', 'pairs', 'images']
+    needed = ['faces', 'identity_encoder', 'pairs', 'images', *(['autoencoder'] if r.autoencoder == 'given' else [])]
     if str(i.pairs).endswith('.bin'): needed.remove('images')      # a .bin holds its images
     absent = [f'--{k.replace("_", "-")}' for k in needed if not getattr(i, k)]
     if absent: raise CemiFaceError(f'recipe {r.name} needs {", ".join(absent)}')
@@ -139,9 +141,9 @@ def open_run(
 )->Context:
     "Begin or resume. Raises CemiFaceError, before writing, for bad settings or files, or another run's folder"
     inputs = inputs or Inputs()
+    if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
     if autoencoder is None: autoencoder = given_autoencoder(recipe, inputs.autoencoder)
     check_recipe(recipe, bool(inputs.assets), autoencoder)
-    if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
     settings = asdict(recipe) | dict(inputs=asdict(inputs))
     for key in ('study', 'about'): del settings[key]
     changeable = may_change(recipe.parts) if force and not RunFolder(out).facts('generator') else ()
@@ -218,6 +220,35 @@ def load_encoders(
     identity, judge = map(load_encoder, weights)
     return Encoders(identity, judge, f'judge {judge.fingerprint[:8]}' if toy or i.judge else 'by E_id')
 
+# %% ../../nbs/71_experiment.run.ipynb #n9076339
+def show_training(
+    ctx, # Context of the run
+    train:FaceSet, # faces to learn from
+    pipe, # CemiFacePipeline as it is so far
+    step:int, # of its training
+):
+    "Draw a row of faces into figures/training, and write a report of the rows so far"
+    r, home = ctx.recipe, ctx.out/'figures'/'training'
+    x = to_float(train.images[np.linspace(0, len(train)-1, min(8, len(train))).astype(int)])
+    try: drawn = pipe(x, 1., num_inference_steps=min(10, r.sampling.steps), guidance_scale=r.sampling.guidance,
+        generator=r.seed, output_type='pt')
+    except CemiFaceError as e: return log(f'step {step}: no faces to show yet ({e})')
+    for name, row in dict(inquiries=x, **{f'{step:09}': drawn.images.cpu()}).items():
+        with atomic_path(home/f'{name}.jpg') as path: face_grid(row, ncol=len(x)).save(path, format='jpeg', quality=90)
+    write_text(ctx.out/'report.html', training_html(r, training_rows(ctx.out)))
+
+def training_rows(
+    out:Path, # run folder
+    most:int=12, # of the rows of faces
+)->dict[str, bytes]: # label -> JPEG
+    "The rows that show_training has drawn, evenly chosen, below the photos that they start from"
+    files = sorted((out/'figures'/'training').glob('0*.jpg'))
+    files = [files[k] for k in sorted({*np.linspace(0, len(files)-1, most).astype(int).tolist()})] if files else []
+    rows = {f'step {int(f.stem):,}': f for f in files}
+    if rows: rows = {'photos': out/'figures'/'training'/'inquiries.jpg'} | rows
+    return {label: f.read_bytes() for label, f in rows.items()}
+
+
 # %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
     ctx, # Context of the run
@@ -228,7 +259,8 @@ def load_or_train_generator(
     if ctx.trained: return load_generator(Path(ctx.trained)/'generator').to(ctx.device)
     decides = train, identity_encoder, ctx.recipe.parts
     pipe = stage(ctx, 'generator', (*decides, ctx.autoencoder), train_generator, *decides, ctx.out/'generator',
-        ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, ctx.autoencoder, keep=False)
+        ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, ctx.autoencoder, partial(show_training, ctx, train),
+        keep=False)
     return pipe.to(ctx.device)
 
 # %% ../../nbs/71_experiment.run.ipynb #ca6b5917
@@ -551,7 +583,7 @@ def run(
     results = collect_results(ctx, rows, encoders.judge_name, decoder_of(pipe))
     write_cards(ctx, results, pipe)
     pictures = write_figures(ctx, results, sets, inquiries, people.pairs.same, nonmembers)
-    write_text(ctx.out/'report.html', report_html(results, pictures))
+    write_text(ctx.out/'report.html', report_html(results, pictures, training_rows(ctx.out)))
     return results
 
 # %% ../../nbs/71_experiment.run.ipynb #c78886d3

@@ -7,12 +7,14 @@ __all__ = ['OWN_CARD', 'ABOUT', 'INTENDED_USE', 'NOT_CALIBRATED', 'NO_LEAKAGE', 
            'MOST_TIMESTEPS', 'CemiFaceOutput', 'CemiFacePipeline', 'calibrated', 'in_format', 'fact_text', 'fact_list',
            'decoder_of', 'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short',
            'fetch', 'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
-           'check_parts', 'load_generator', 'save_parts', 'train_generator']
+           'check_parts', 'load_generator', 'save_parts', 'pipeline_around', 'show_averaged', 'train_generator']
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c004
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +39,8 @@ from ..encoders.pretrained import FaceEncoder, read_tensors, weights_for
 from .autoencoder import Autoencoder, encode_set, load_autoencoder
 from .schedule import make_sampler, make_scheduler, predicted_by
 from .condition import apply_control, Condition, direction, face_rng
-from .denoiser import FaceTransformer, FaceUNet
-from .training import may_change, steps_in_all, train_denoiser, training_settings
+from .denoiser import Denoiser, FaceTransformer, FaceUNet
+from .training import may_change, steps_in_all, train_denoiser, training_settings, TrainingState
 from .sampling import (
     check_steps, denoise, face_similarity, fitting_batch, sample, SetRequest)
 from .calibration import Calibration
@@ -529,6 +531,33 @@ def save_parts(
         with atomic_path(out/name) as tmp: part.save_pretrained(tmp)
     save_index(pipe, out)
 
+# %% ../../nbs/38_generator.pipeline.ipynb #n4271359
+def pipeline_around(
+    parts:GeneratorParts, # of which the schedule counts
+    identity_encoder:FaceEncoder, # frozen E_id
+    latent:dict, # autoencoder, latent_mean and latent_std; empty where pixels are denoised
+    net:Denoiser, # UNet or transformer, and condition
+    facts:dict|None=None, # of its training
+)->CemiFacePipeline:
+    "The generator of a denoiser"
+    scheduler = make_sampler(make_scheduler(parts.schedule, clip=not latent))
+    return CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder, facts, **latent)
+
+def show_averaged(
+    show:Callable, # gets a pipeline and the step
+    make:Callable, # Denoiser -> CemiFacePipeline
+    state:TrainingState, # which is left as it was
+    step:int, # steps done
+):
+    "Show, in the main process, the generator that the averaged weights would be"
+    if not state.accelerator.is_main_process: return
+    weights = list(state.denoiser.parameters())
+    state.average.store(weights)
+    state.average.copy_to(weights)
+    try: show(make(state.denoiser).to(state.accelerator.device), step)
+    finally: state.average.restore(weights)
+
+
 # %% ../../nbs/38_generator.pipeline.ipynb #n3898368
 def train_generator(
     faces:FaceSet, # to learn from; labels are used only with training.inquiry = "another"
@@ -540,6 +569,7 @@ def train_generator(
     force:bool=False, # go on although settings have changed that may
     start:CemiFacePipeline|None=None, # generator whose weights are the first ones
     autoencoder:Autoencoder|None=None, # of the latents to denoise; None: pixels are
+    show:Callable|None=None, # gets the generator as it is, on its device, and the step, with every checkpoint
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, or resume; raises CemiFaceError if `out` holds anything else or was begun with other settings"
     out, ranks = Path(out), processes(cpu)
@@ -552,17 +582,16 @@ def train_generator(
         if autoencoder is not None:
             with ranks.main_process_first():
                 learned = encode_set(autoencoder, faces, cache or out/'training'/'cache', ranks.device)
-            latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist())
-        net, rows = train_denoiser(learned, identity_encoder, parts, out/'training', cpu, cache, force, start)
+            latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist(), autoencoder=autoencoder)
+        make = partial(pipeline_around, parts, identity_encoder, latent)
+        net, rows = train_denoiser(learned, identity_encoder, parts, out/'training', cpu, cache, force, start,
+            show and partial(show_averaged, show, make))
         views = steps_in_all(parts.training, len(faces))*parts.training.batch
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
             size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1])
         if latent: facts |= dict(autoencoder=autoencoder.name)
         if ranks.is_main_process:
-            if latent: latent['autoencoder'] = autoencoder.cpu()
-            scheduler = make_sampler(make_scheduler(parts.schedule, clip=not latent))
-            save_parts(CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder.cpu(), facts,
-                **latent), out)
+            save_parts(make(net, facts).to('cpu'), out)
             folder.finish('training', key, **facts)
     ranks.wait_for_everyone()
     if ranks.is_main_process:                                  # nothing is left to resume

@@ -557,6 +557,7 @@ def train_denoiser(
     cache=None, # folder of cached embeddings
     force:bool=False, # go on from a checkpoint of other settings, as far as they may change
     start=None, # generator to begin with; by default the weights are random
+    watch:Callable|None=None, # called with the state and the step whenever a checkpoint was due
 )->tuple[Denoiser, list[dict]]: # the averaged denoiser on the CPU, and the rows of the log
     "Algorithm 1, resumed from `out`. Raises CemiFaceError if too many gradients are not finite"
     config, out, steps = parts.training, Path(out), steps_in_all(parts.training, len(faces))
@@ -590,4 +591,5 @@ def train_denoiser(
             if row or stop or due: guard.check()
             if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
             if stop: break
+            if watch and due: watch(state, step+1)
     return state.finish(), rows.rows
