@@ -32,8 +32,8 @@ def calls(finished, dev):
             verify=['verify', '--encoder', o['net'], '--pairs', o['pairs'], '--images', o['images']],
             analyse=['analyse', '--faces', o['photos'], '--judge', o['net']], toy=['run', '-r', 'toy', *sets(), '--out', o['out']],
             against=['analyse', '--faces', finished.faces, '--judge', o['net'], '--against', o['photos']],
-            run=['run', '-r', 'toy', '-s', 'faces.source=folder', '--faces', o['photos'], '--identity-encoder', o['net'], '--pairs', o['pairs'], '--images', o['images'],
-                '--out', o['out']])
+            run=['run', '-r', 'toy', '-s', 'faces.source=folder', '--faces', o['photos'], '--identity-encoder', o['net'], '--pairs', o['pairs'],
+                '--images', o['images'], '--out', o['out']])
     return change
 
 def edit(path, **kw): path.write_text(json.dumps(json.loads(path.read_text())|kw))

@@ -30,9 +30,8 @@ def test_all(cemiface, tmp_path):
 def test_of_photos(cemiface, finished, dev, tmp_path):
     few = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[.9, .5]),
         sampling=dict(steps=2, batch=8), generation=dict(per_identity=2, copies=1), recogniser=dict(epochs=1, batch=4))
-    args = ['-r', 'toy', '-s', 'faces.source=folder', *sets(few), '--faces', finished.faces, '--identity-encoder', finished.encoder, '--judge', finished.judge, '--pairs',
-        dev/'pairs.txt',
-        '--images', dev/'images', '--out', 'lab']
+    args = ['-r', 'toy', '-s', 'faces.source=folder', *sets(few), '--faces', finished.faces, '--identity-encoder', finished.encoder, '--judge',
+        finished.judge, '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'lab']
     r = cemiface('study', 'm-sweep', 'leakage', 'calibration', *args, '--seeds', 2, '--json')
     assert r.code==0, r.err
     d = {o['study']: o for o in as_json(r.out)['studies']}

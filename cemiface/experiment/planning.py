@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from ..core import atomic_path, CemiFaceError, FORMAT_VERSION, muted, write_text
 from ..recipe import changed, Inputs, Recipe, union_of, volumes_of
 from ..runtime import (
-    default_device, free_disk, free_memory, hardware, in_words, kept_bytes, peak_memory, require_room, resolve_precision)
+    default_device, free_disk, free_memory, hardware, in_words, kept_bytes, peak_memory, require_room,
+    resolve_precision)
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
@@ -91,13 +92,15 @@ def generator_loss(
     "The loss of a training step on faces that show nothing"
     denoiser, encoder, _ = networks
     channels, side = latent_sizes(r, autoencoder)
-    z, zeros, grey = (torch.zeros(n, *shape, device=device) for shape in ((channels, side, side), (), (3, *[r.faces.size]*2)))
+    shapes = (channels, side, side), (), (3, r.faces.size, r.faces.size)
+    z, zeros, grey = (torch.zeros(n, *shape, device=device) for shape in shapes)
     def seen(x):
         if autoencoder is not None: return encoder(autoencoder.decode(x))
         return encoder(x if channels == 3 else grey+x.mean())
     e, matched = torch.zeros(n, encoder.config.dim, device=device), torch.arange(n, device=device)
     batch = TrainingBatch(z, e, z, zeros.long(), zeros, None, matched, n)
-    return step_loss(denoiser, seen, make_scheduler(replace(r.schedule, kind='ddpm')), batch, r.loss.lam, r.loss)
+    scheduler = make_scheduler(replace(r.schedule, kind='ddpm'))
+    return step_loss(denoiser, seen, scheduler, batch, r.loss.lam, r.loss)
 
 def recogniser_loss(
     r:Recipe, # sections faces and recogniser
@@ -108,8 +111,9 @@ def recogniser_loss(
 )->torch.Tensor: # ()
     "The loss of a recogniser on faces that show nothing"
     c, size = r.recogniser, r.faces.size
-    faces, labels = torch.zeros(n, 3, size, size, device=device), torch.zeros(n, dtype=torch.long, device=device)
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=c.precision == 'bf16'): e = networks[2](faces)
+    faces, labels = torch.zeros(n, 3, size, size, device=device), torch.zeros(n, device=device).long()
+    bf16 = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=c.precision == 'bf16')
+    with bf16: e = networks[2](faces)
     with torch.device(device): head = HEADS[c.head](c.dim, classes)
     return F.cross_entropy(head(e.float(), labels), labels)
 
@@ -238,11 +242,13 @@ def check_room(
     require_room(faces, free_memory())
     recipes = dict(recogniser=r, identity_encoder=replace(r, recogniser=r.identity_encoder))
     for name in ('recogniser', 'identity_encoder')[:2 if toy and not inputs.assets else 1]:
-        for needs in networks_in_memory(recipes[name], arch, max(len(counts), r.toy.identities), free, autoencoder).values():
+        classes = max(len(counts), r.toy.identities)
+        for needs in networks_in_memory(recipes[name], arch, classes, free, autoencoder).values():
             require_room({k.replace('recogniser', name): b for k, b in needs.items()}, free)
     picture = r.faces.size**2*(1.5 if r.generation.image_format == 'png' else .3)
     drawn = len(r.study.scalar+r.study.sphere)*int(counts.sum())
-    files = disk(r, 0 if toy else images, picture, arch, autoencoder=autoencoder) | dict(sets=drawn*picture, manifests=drawn*MANIFEST_LINE)
+    files = disk(r, 0 if toy else images, picture, arch, autoencoder=autoencoder)
+    files |= dict(sets=drawn*picture, manifests=drawn*MANIFEST_LINE)
     if sum(files.values()) > 1e9: require_room(files, free_disk(out), 'disk')
     return Room(autoencoder, arch, images)
 
@@ -285,8 +291,8 @@ def quick_rates(
     "Measured on a batch or two, not compiled"
     networks = denoiser, encoder, _ = [net.to(device) for net in networks_of(r, arch, autoencoder)]
     channels, side = latent_sizes(r, autoencoder)
-    faces, z = torch.zeros(batch, 3, *[r.faces.size]*2, device=device), torch.zeros(batch, channels, side, side, device=device)
-    e, m = torch.zeros(batch, encoder.config.dim, device=device), torch.zeros(batch, device=device)
+    shapes = (3, r.faces.size, r.faces.size), (channels, side, side), (encoder.config.dim,), ()
+    faces, z, e, m = (torch.zeros(batch, *shape, device=device) for shape in shapes)
     def fast(section): return torch.autocast(torch.device(device).type, torch.bfloat16,
         enabled=resolve_precision(section.precision, device) == 'bf16')
     def train():
@@ -320,8 +326,8 @@ def what_it_takes(
     names = dict(embed='embeddings', encode='latents', train='generator', generate='sets', recogniser='recognisers')
     parts = ', '.join(f'{names[k]} {h:.1f}' for k, h in hours.items())
     most = max(sum(o.values()) for o in memory(r, room.arch, classes, autoencoder=a).values())
-    files = disk(r, room.images, r.faces.size**2*(1.5 if r.generation.image_format == 'png' else .3), room.arch,
-        autoencoder=a)
+    picture = r.faces.size**2*(1.5 if r.generation.image_format == 'png' else .3)
+    files = disk(r, room.images, picture, room.arch, autoencoder=a)
     faces = sum(faces_in_memory(r, room.images).values())
     latents = f', of which {in_words(files["latents"])} are latents' if files['latents'] else ''
     return (f'{r.name}: about {sum(hours.values()):.1f} hours here if nothing is there yet ({parts}), '

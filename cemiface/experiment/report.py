@@ -364,7 +364,8 @@ def training_html(
 )->str: # one self-contained page, which loads itself anew every minute
     "The report of a run whose generator is still in training"
     name, about = html.escape(recipe.name), html.escape(recipe.about)
-    return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60"><h1>{name}</h1><p>{about}.
+    return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">
+<h1>{name}</h1><p>{about}.
 The generator is in training. Each row shows the people of the photos, m = 1, as it draws them by now.</p>
 {html_training(rows)}''')
 
@@ -397,5 +398,6 @@ def report_html(
     about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
-    return html_page(f'{recipe["name"]}: report of a cemiface run', f'<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}')
+    body = f'<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}'
+    return html_page(f'{recipe["name"]}: report of a cemiface run', body)
 

@@ -87,12 +87,12 @@ def check_files(
     for key, path in asdict(i).items():
         if path and key not in ('faces', 'inquiries', 'autoencoder') and not Path(path).exists():
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
-    with muted(): photos = Counter(o.identity for o in scan(i.faces))     # the stages will tell what is left out
+    with muted():                                                  # the stages will tell what is left out
+        photos = Counter(o.identity for o in scan(i.faces))
+        if i.inquiries: scan(i.inquiries)
     if None not in photos and sum(n > 1 for n in photos.values()) < 2:
         raise CemiFaceError(f'--faces {i.faces} lacks two people with at least two photos each '
                             'for the real-data baseline; add some, or give the photos without identities')
-    if i.inquiries:
-        with muted(): scan(i.inquiries)
     if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
     elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
 
@@ -102,7 +102,7 @@ def check_inputs(
     i:Inputs, # what was given
 ):
     "Raise CemiFaceError where a run on photos lacks a file, or has one that cannot be loaded"
-    needed = ['faces', 'identity_encoder', 'pairs', 'images', *(['autoencoder'] if r.autoencoder == 'given' else [])]
+    needed = ['faces', 'identity_encoder', 'pairs', 'images'] + ['autoencoder']*(r.autoencoder == 'given')
     if str(i.pairs).endswith('.bin'): needed.remove('images')      # a .bin holds its images
     absent = [f'--{k.replace("_", "-")}' for k in needed if not getattr(i, k)]
     if absent: raise CemiFaceError(f'recipe {r.name} needs {", ".join(absent)}')
@@ -230,11 +230,11 @@ def show_training(
     "Draw a row of faces into figures/training, and write a report of the rows so far"
     r, home = ctx.recipe, ctx.out/'figures'/'training'
     x = to_float(train.images[np.linspace(0, len(train)-1, min(8, len(train))).astype(int)])
-    try: drawn = pipe(x, 1., num_inference_steps=min(10, r.sampling.steps), guidance_scale=r.sampling.guidance,
-        generator=r.seed, output_type='pt')
+    sampling = dict(num_inference_steps=min(10, r.sampling.steps), guidance_scale=r.sampling.guidance)
+    try: drawn = pipe(x, 1., generator=r.seed, output_type='pt', **sampling).images.cpu()
     except CemiFaceError as e: return log(f'step {step}: no faces to show yet ({e})')
-    for name, row in dict(inquiries=x, **{f'{step:09}': drawn.images.cpu()}).items():
-        with atomic_path(home/f'{name}.jpg') as path: face_grid(row, ncol=len(x)).save(path, format='jpeg', quality=90)
+    for name, row in {'inquiries': x, f'{step:09}': drawn}.items():
+        with atomic_path(home/f'{name}.jpg') as path: face_grid(row, ncol=len(x)).save(path, format='jpeg')
     write_text(ctx.out/'report.html', training_html(r, training_rows(ctx.out)))
 
 def training_rows(
@@ -243,9 +243,9 @@ def training_rows(
 )->dict[str, bytes]: # label -> JPEG
     "The rows that show_training has drawn, evenly chosen, below the photos that they start from"
     files = sorted((out/'figures'/'training').glob('0*.jpg'))
-    files = [files[k] for k in sorted({*np.linspace(0, len(files)-1, most).astype(int).tolist()})] if files else []
-    rows = {f'step {int(f.stem):,}': f for f in files}
-    if rows: rows = {'photos': out/'figures'/'training'/'inquiries.jpg'} | rows
+    if not files: return {}
+    chosen = np.unique(np.linspace(0, len(files)-1, most).astype(int))
+    rows = {'photos': out/'figures'/'training'/'inquiries.jpg'} | {f'step {int(files[k].stem):,}': files[k] for k in chosen}
     return {label: f.read_bytes() for label, f in rows.items()}
 
 

@@ -578,7 +578,6 @@ def train_denoiser(
             norm, rate = gradient_norm(state, config.clip), learning_rate(config, step, steps)
             bad = guard.watch(state.optimiser, norm, terms['loss'], step)
             state.update(rate)
-
             # the log: sums stay on the device until a row is due
             last = step+1 == steps
             row = rows.add(step+1, {k: v.masked_fill(bad, 0) for k, v in terms.items()}, last, lr=rate)
@@ -590,6 +589,6 @@ def train_denoiser(
             stop, due = told_to_any(state.accelerator, step, told_to_stop(), due)
             if row or stop or due: guard.check()
             if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
+            if watch and due and not stop: watch(state, step+1)
             if stop: break
-            if watch and due: watch(state, step+1)
     return state.finish(), rows.rows
