@@ -390,8 +390,7 @@ def conclude_autoencoder(evidence):
     decides = lab.autoencoder, lab.native_pairs, lab.identity, lab.judge
     sizes = sizes_to_encode(size, lab.autoencoder.factor)
     rows = {o: stage(lab, f'autoencoder {o}', (*decides, o), tax_at, lab, o) for o in sizes}
-    before = dict(name='as they are')
-    for role in roles: before[role] = dict(accuracy=float(original_views(lab, role)[1].mean()))
+    before = {role: dict(accuracy=rows[size][role]['accuracy']+rows[size][role]['difference']) for role in roles}
     def words(role):
         o = rows[size][role]
         return f'''a face keeps {o["kept"]:.3f} of itself (one in twenty less than {o["low"]:.2f}), and verification
@@ -403,7 +402,7 @@ def conclude_autoencoder(evidence):
     lines = {name: [dict(size=o, kept=row[role]['kept']) for o, row in rows.items()] for role, name in roles.items()}
     fig = curve(lines, 'size', xlabel='side of the encoded faces, pixels', y='kept',
         ylabel='cosine of a face to its reconstruction')
-    return Finding(held, says, fig, rows=[before, *rows.values()])
+    return Finding(held, says, fig, rows=[dict(name='as they are') | before, *rows.values()])
 
 # %% ../../nbs/77_experiment.beyond.ipynb #n5127836
 AUTOENCODER = load_study('autoencoder', conclude_autoencoder)
