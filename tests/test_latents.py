@@ -113,7 +113,7 @@ def test_study_of_the_autoencoder(cemiface, inputs, tmp_path):
     assert r.code == 0 and 'autoencoder 24 ...' in r.err and 'autoencoder 20 ...' not in r.err, r.err
     found, = as_json(r.out)['studies']
     before, *rows = found['rows']
-    assert [o['size'] for o in rows] == [14, 20, 24, 28] and 'Apache-2.0' in found['says'] and found['held'] in (True, False, None)
+    assert [o['size'] for o in rows] == [14, 20, 24, 28, 34] and 'Apache-2.0' in found['says'] and found['held'] in (True, False, None)
     for role in ('identity', 'judge'):
         assert all(o[role]['low'] < o[role]['kept'] < 1 and o[role]['lo'] <= o[role]['difference'] <= o[role]['hi'] for o in rows)
         assert all(abs(before[role]['accuracy']-o[role]['accuracy']-o[role]['difference']) < .01 for o in rows)

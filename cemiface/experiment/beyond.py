@@ -356,7 +356,7 @@ def sizes_to_encode(
     factor:int, # of the autoencoder
 )->list[int]: # rising; `size` is one of them
     "Sides about that of a recipe, which the autoencoder can take"
-    return sorted({factor*max(1, round(size*part/7/factor)) for part in (4, 6, 7, 8)})
+    return sorted({factor*max(1, round(size*part/7/factor)) for part in (4, 6, 7, 8, 10)})
 
 # %% ../../nbs/77_experiment.beyond.ipynb #n1064810
 def views(encoder, pairs, device):
