@@ -145,11 +145,11 @@ VERBS = {
         options=f'out seeds from_scratch sets {COMMON}',
         special=dict(out=dict(help='run folder (runs/demo)'))),
     'run': Verb(do_run, 'all stages of a recipe, from photos to a report',
-        f'-r lfw-cpu --faces train {EID} --pairs pairs.txt --images dev', 'recipe',
+        f'-r lfw --faces train {EID} --pairs pairs.txt --images dev --autoencoder autoencoder.safetensors', 'recipe',
         f'sets {COMMON} {LAB} force dry_run rates processes',
         special=dict(out=dict(help='run folder (runs/NAME)'))),
     'train-generator': Verb(do_train_generator, 'train a generator on unlabelled photos',
-        f'--faces photos {EID} -r lfw-cpu --out generator', 'recipe faces identity_encoder out',
+        f'--faces photos {EID} -r lfw --autoencoder autoencoder.safetensors --out generator', 'recipe faces identity_encoder out',
         f'autoencoder sets {COMMON} force'),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
@@ -197,7 +197,7 @@ VERBS |= {
             size=dict(default=112, help='side of the faces, pixels (112)'))),
     'bench': Verb(do_bench, 'measure speed on this machine', '-r paper --compare naive --json', '',
         f'recipe sets work size batch compare compile repeats eid autoencoder plots {COMMON}',
-        special=dict(recipe=dict(action='append', help='whose sizes, may be repeated (toy and lfw-cpu)'),
+        special=dict(recipe=dict(action='append', help='whose sizes, may be repeated (toy)'),
             batch=dict(type=some, default=None, help='faces at once, in every work'))),
     'study': Verb(do_study, "the paper's tables and figures, its reviewers' questions, and what lies beyond",
         'm-sweep sphere -r toy --seeds 3', '', f'name all list recipe sets seeds generator_seeds {LAB} '
@@ -208,7 +208,7 @@ VERBS |= {
     '-r toy',
         'recipe', f'sets {LAB} from_scratch {COMMON}',
         special=dict(out=dict(help='folder of the lab (runs/lab-NAME)'))),
-    'doctor': Verb(do_doctor, 'what is here, and what will run on it', '--json', '', 'data'),
+    'doctor': Verb(do_doctor, 'what is here, and what will run on it', '--json', '', 'data autoencoder'),
     'recipes': Verb(do_recipes, 'list the recipes, or print one', 'toy', '', 'name sets'),
 }
 

@@ -69,11 +69,15 @@ def do_run(a):
     "All stages of a recipe"
     recipe, inputs = load_recipe(a.recipe, overrides(a)), inputs_of(a)
     if a.dry_run: return plan_run(a, recipe, inputs)
-    from cemiface.experiment.planning import check_room        # a mistyped key is refused before torch is loaded
-    from cemiface.experiment.run import run
+    from cemiface.experiment.planning import check_room, what_it_takes      # a mistyped key is refused before torch
+    from cemiface.experiment.run import check_inputs, run
+    from cemiface.runtime import default_device
     out = a.out or Path('runs')/recipe.name
-    check_room(recipe, inputs, out, on_cpu(a))
-    return finished_run(run(recipe, out, inputs, on_cpu(a), a.force), out)
+    room = check_room(recipe, inputs, out, on_cpu(a))
+    if recipe.faces.source != 'toy' and not (Path(out)/'results.json').exists():
+        check_inputs(recipe, inputs)
+        log(what_it_takes(recipe, room, device_of(a) or default_device()))
+    return finished_run(run(recipe, out, inputs, on_cpu(a), a.force, room.autoencoder), out)
 
 # %% ../nbs/81_verbs.ipynb #n5018062
 def plan_run(a, recipe, inputs):
@@ -104,12 +108,12 @@ def finished_run(results, out):
     return results, f'{results_table(results)}\nfaces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
 
 # %% ../nbs/81_verbs.ipynb #n3203322
-def require_networks(a, recipe, which, arch='toy', classes=2):
+def require_networks(a, recipe, which, arch='toy', classes=2, autoencoder=None):
     "Raises CemiFaceError where the training of a generator or recogniser needs more memory than is free"
     from cemiface.experiment.planning import networks_in_memory
     from cemiface.runtime import default_device, free_memory, require_room
     free = free_memory(device_of(a) or default_device())
-    require_room(networks_in_memory(recipe, arch, classes, free)[which], free)
+    require_room(networks_in_memory(recipe, arch, classes, free, autoencoder)[which], free)
 
 # %% ../nbs/81_verbs.ipynb #c011
 def do_train_generator(a):
@@ -122,8 +126,9 @@ def do_train_generator(a):
     autoencoder = given_autoencoder(recipe, a.autoencoder)
     if autoencoder is not None: check_recipe(recipe, True, autoencoder)
     encoder, cache = load_encoder(a.identity_encoder), Path(a.out)/'training'/'cache'
-    require_networks(a, recipe, 'generator', encoder.config.arch)
-    pipe = train_generator(photos, encoder, recipe.parts, a.out, on_cpu(a), cache, a.force, None, autoencoder)
+    require_networks(a, recipe, 'generator', encoder.config.arch, autoencoder=autoencoder)
+    pipe = train_generator(photos, encoder, recipe.parts, a.out, autoencoder, cpu=on_cpu(a), cache=cache,
+        force=a.force)
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
@@ -356,8 +361,7 @@ def lab_of(a):
     recipe = load_recipe(a.recipe, overrides(a))
     shipped = str(ASSETS) if recipe.faces.source == 'toy' and not a.from_scratch else None
     inputs, out = inputs_of(a, shipped), a.out or Path('runs')/f'lab-{recipe.name}'
-    check_room(recipe, inputs, out, on_cpu(a))
-    return recipe, out, inputs
+    return recipe, out, inputs, check_room(recipe, inputs, out, on_cpu(a)).autoencoder
 
 # %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
@@ -371,16 +375,17 @@ def do_study(a):
     if not a.recipe: raise CemiFaceError('study needs -r RECIPE; see cemiface study --help')
     if a.all == bool(a.name):
         raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')
-    recipe, out, inputs = lab_of(a)
-    studies = choose_studies(a.name, recipe)
-    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a))
+    studies = choose_studies(a.name, load_recipe(a.recipe, overrides(a)))
+    recipe, out, inputs, autoencoder = lab_of(a)
+    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a), autoencoder)
     return dict(studies=results), f'{studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
 # %% ../nbs/81_verbs.ipynb #n5351351
 def do_suggest_m(a):
     "The m at which a set is like real photos"
     from cemiface.experiment.beyond import suggest_m
-    found = suggest_m(*lab_of(a), on_cpu(a))
+    recipe, out, inputs, autoencoder = lab_of(a)
+    found = suggest_m(recipe, out, inputs, on_cpu(a), autoencoder)
     where = '' if found['inside'] else ' (the nearest level: none matches)'
     by = ', '.join(f'{k} {v["m"]:.2f}' for k, v in found['by'].items())
     return found, f'm = {found["m"]:.2f} on the sphere{where}; by {by}'
@@ -390,7 +395,7 @@ def do_bench(a):
     "Speed of this machine"
     from cemiface.experiment.bench import bench, bench_table, cost_curves, sized, write_costs
     from cemiface.generator.autoencoder import load_autoencoder
-    recipes = [load_recipe(name, a.sets or []) for name in a.recipe or ['toy', 'lfw-cpu']]
+    recipes = [load_recipe(name, a.sets or []) for name in a.recipe or ['toy']]
     recipes = [sized(recipe, a.size, a.batch, a.precision, a.compile or None) for recipe in recipes]
     device, works = device_of(a), a.work.split(',') if a.work else None
     autoencoder = load_autoencoder(a.autoencoder) if a.autoencoder else None
@@ -433,26 +438,32 @@ def in_gb(
 # %% ../nbs/81_verbs.ipynb #n0891967
 def doctor(
     data:str|Path='data', # folder of face sets
-)->dict: # versions, hardware, threads, gpus, memory and disk in GB, data, runs: recipe -> where
+    autoencoder:str|None=None, # to be looked at, as for `load_autoencoder`
+)->dict: # versions, hardware, threads, gpus, memory and disk in GB, data, autoencoder, runs: recipe -> where
     "What is here, and what will run where"
     import psutil
     import torch
+    from cemiface.experiment.planning import weight_bytes
+    from cemiface.generator.autoencoder import load_autoencoder
     from cemiface.runtime import hardware
     gpus = [dict(name=torch.cuda.get_device_name(i), **in_gb(*torch.cuda.mem_get_info(i)),
         bf16=torch.cuda.is_bf16_supported())
             for i in range(torch.cuda.device_count())]
     memory, disk, runs = psutil.virtual_memory(), shutil.disk_usage('.'), {}
     for name in recipes():
-        small = load_recipe(name).faces.size <= 32
+        recipe = load_recipe(name)
+        small = weight_bytes(recipe, 'toy')[0] < 1e8
         runs[name] = 'on the GPU' if gpus else 'on the processor' if small else 'made for a GPU, and there is none'
+        if recipe.autoencoder == 'given': runs[name] += ', with --autoencoder'
+    net = load_autoencoder(autoencoder) if autoencoder else None
     return dict(versions=versions(), hardware=hardware(), threads=torch.get_num_threads(), gpus=gpus,
         memory=in_gb(memory.available, memory.total), disk=in_gb(disk.free, disk.total), data=data_sets(data),
-        runs=runs)
+        autoencoder=net and {k: getattr(net, k) for k in ('name', 'licence', 'channels', 'factor')}, runs=runs)
 
 # %% ../nbs/81_verbs.ipynb #n4067838
 def do_doctor(a):
     "What is here, in words"
-    f = doctor(a.data)
+    f = doctor(a.data, a.autoencoder)
     def free(o): return f'{o["free_gb"]:,} of {o["total_gb"]:,} GB free'
     lines = [('versions', ', '.join(f'{k} {v}' for k, v in f['versions'].items())),
              ('hardware', f'{f["hardware"]}; torch computes with {f["threads"]} thread(s)')]
@@ -464,6 +475,9 @@ def do_doctor(a):
         parts = [*d['files'], f'{d["folders"]:,} folder(s)'] if d['folders'] else d['files']
         lines.append(('data', f'{d["path"]}: {", ".join(parts)}'))
     if not f['data']: lines.append(('data', f'nothing in {a.data}; `cemiface demo` needs none'))
+    if f['autoencoder']:
+        words = '{name}; licence: {licence}; {channels} channels, factor {factor}'
+        lines.append(('encodes', words.format(**f['autoencoder'])))
     lines += [('recipe', f'{name}: {where}') for name, where in f['runs'].items()]
     text = [f'{name:9} {words}' for name, words in lines]
     return f, '\n'.join([*text, 'what a recipe takes here: cemiface run -r RECIPE --dry-run --faces PHOTOS'])

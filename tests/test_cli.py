@@ -33,12 +33,12 @@ def test_run(finished):
         assert (finished.path/o).stat().st_size
     assert 'cosine to the nearest training face' in (finished.path/'generator'/'README.md').read_text()
     page = (finished.path/'report.html').read_text()
-    assert page.count('<img')==5 and 'gap to real' in page and 'http' not in page
+    assert page.count('<img')==5+1+8 and 'gap to real' in page and 'http' not in page
 
 def test_run_of_photos(cemiface, finished, dev, tmp_path):
     small = dict(training=dict(epochs=1, batch=6), inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[.9]),
         sampling=dict(steps=2, batch=8), generation=dict(per_identity=2, copies=1), recogniser=dict(epochs=1, batch=4))
-    args = ['run', '-r', 'lfw-cpu', *sets(small), '--faces', finished.faces, '--identity-encoder', finished.encoder,
+    args = ['run', '-r', 'toy', '-s', 'faces.source=folder', *sets(small), '--faces', finished.faces, '--identity-encoder', finished.encoder,
         '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'run']
     assert cemiface(*args, stop=dict(event='os.rename', pattern=r'/cache/faces\.json$')).code==-9     # between the two files of the cache
     r = cemiface(*args, '--json')
@@ -63,7 +63,7 @@ def test_demo(cemiface, tmp_path):
 
 def test_dry_run_and_recipes(cemiface, tmp_path):
     listed = as_json(cemiface('recipes', '--json').out)
-    assert {'toy', 'lfw-cpu', 'lfw'} <= set(listed) and cemiface('recipes').out.count('\n')==len(listed)
+    assert {'toy', 'lfw', 'paper-latent'} <= set(listed) and cemiface('recipes').out.count('\n')==len(listed)
     shown = cemiface('recipes', 'toy').out
     (tmp_path/'mine.toml').write_text(shown)
     r = cemiface('run', '-r', 'mine.toml', '-s', 'sampling.steps=7', '--dry-run', '--json')

@@ -15,27 +15,27 @@ def big_faces():
     FaceEncoder.of('ir50').save_pretrained('eid')
 
 def test_plan(cemiface, finished, tmp_path):
-    args = ['run', '-r', 'lfw-cpu', '--dry-run', '--faces', finished.faces, '--identity-encoder', finished.encoder]
+    args = ['run', '-r', 'toy', '-s', 'faces.source=folder', '--dry-run', '--faces', finished.faces, '--identity-encoder', finished.encoder]
     before = contents(finished.path)
-    rates = dict(rows=[dict(work=k, size=32, rate=50., steps=10) for k in ('train', 'generate', 'recogniser', 'embed')])
+    rates = dict(rows=[dict(work=k, size=24, rate=50., steps=10) for k in ('train', 'generate', 'recogniser', 'embed')])
     (tmp_path/'bench.json').write_text(json.dumps(rates))
     r = cemiface(*args, '--rates', 'bench.json', '--processes', 2, '--json')
     assert r.code==0, r.err
     p = as_json(r.out)
     assert p['faces']==dict(images=18, identities=6) and p['processes']==2
     train = next(o for o in p['stages'] if o['work']=='train')
-    assert train['steps']==round(14*18/64) and abs(train['hours']-train['amount']/50/3600/2) < 1e-9
+    assert train['steps']==round(18*18/64) and abs(train['hours']-train['amount']/50/3600/2) < 1e-9
     assert p['memory']['generator']['total'] > p['memory']['generator']['weights'] > 0 and p['disk']['sets'] > 0
     assert {'generator', 'inquiries', 'total'} < set(p['trial']['seconds']) and p['trial']['peak_memory_bytes'] > 1e8
     assert list(contents(tmp_path))==['bench.json'] and contents(finished.path)==before
 
 def test_mistakes_are_told_before_the_work(cemiface, finished, tmp_path):
-    args = ['run', '-r', 'lfw-cpu', '--dry-run', '--faces', finished.faces]
+    args = ['run', '-r', 'toy', '-s', 'faces.source=folder', '--dry-run', '--faces', finished.faces]
     (tmp_path/'bench.json').write_text('{"rows": []}')
-    refused(cemiface(*args, '--rates', 'bench.json'), 'at 32 pixels')
+    refused(cemiface(*args, '--rates', 'bench.json'), 'at 24 pixels')
     refused(cemiface(*args, '--rates', 'none.json'), 'none.json')
     refused(cemiface(*args, '--pairs', 'none.txt'), '--pairs none.txt')
-    refused(cemiface('run', '-r', 'lfw-cpu', '--dry-run', '--faces', 'nowhere'), 'nowhere')
+    refused(cemiface('run', '-r', 'toy', '-s', 'faces.source=folder', '--dry-run', '--faces', 'nowhere'), 'nowhere')
     refused(cemiface('run', '-r', 'toy', '--dry-run', '--faces', finished.faces), 'its own faces')
 
 @pytest.mark.skipif(not os.environ.get('CEMIFACE_LONG'), reason='set CEMIFACE_LONG=1: two minutes of a free core, and 5 GB')

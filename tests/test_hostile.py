@@ -202,7 +202,7 @@ def hunt_recipes(cases, folder):
         r = random.Random(f'recipe {k}')
         chosen = [f'{r.choice(keys)}={r.choice(values)}' for _ in range(r.choice([1, 1, 2]))]
         try:
-            recipe = load_recipe(r.choice(['toy', 'lfw-cpu', 'paper']), chosen)
+            recipe = load_recipe(r.choice(['toy', 'lfw', 'paper']), chosen)
             assert (Path('runs')/recipe.name).resolve().parent == Path('runs').resolve() and '/' not in recipe.name
             if recipe.faces.source == 'toy' and planned < cases/200:
                 planned += 1

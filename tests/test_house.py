@@ -45,7 +45,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     assert set(names)==packaged()
 
 def test_recipes_and_assets_are_packaged():
-    assert {'toy', 'lfw-cpu', 'lfw'} <= {o.stem for o in (lib/'recipes').glob('*.toml')}
+    assert {'toy', 'lfw', 'paper-latent'} <= {o.stem for o in (lib/'recipes').glob('*.toml')}
     assert any(o.endswith('.safetensors') for o in packaged())
 
 def test_assets_stay_small():

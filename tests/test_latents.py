@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from conftest import as_json, contents, fork, pictures, refused, sets, several
+from conftest import as_json, contents, fork, pictures, refused, root, sets, several
 
 VALUES = dict(faces=dict(source='folder'), schedule=dict(kind='flow'), transformer=dict(width=32, depth=2, heads=2),
     condition=dict(width=32, tokens=2, mlp=False), loss=dict(lam=0.),
@@ -101,3 +101,40 @@ def test_damaged_index(cemiface, made, inputs, tmp_path, change):
     at = tmp_path/'own'/'model_index.json'
     at.write_text(json.dumps(json.loads(at.read_text())|change))
     refused(cemiface(*generate('own', inputs), 'set'), 'own', 'cannot be read as a generator')
+
+def test_study_of_the_autoencoder(cemiface, inputs, tmp_path):
+    "Killed between two sizes; no generator is trained for it"
+    args = ['study', 'autoencoder', '-r', 'toy', '-s', 'autoencoder=given', *sets(dict(toy=dict(test_identities=20, test_pairs=60))), '--out', 'lab']
+    refused(cemiface(*args), 'recipe toy', 'needs --autoencoder')
+    refused(cemiface(*args, '-s', 'autoencoder=none'), 'study autoencoder', 'it draws pixels')
+    args += ['--autoencoder', inputs/'autoencoder', '--json']
+    assert cemiface(*args, stop=dict(event='os.rename', pattern=r'stages/autoencoder 24\.json$')).code == -signal.SIGKILL
+    r = cemiface(*args)
+    assert r.code == 0 and 'autoencoder 24 ...' in r.err and 'autoencoder 20 ...' not in r.err, r.err
+    found, = as_json(r.out)['studies']
+    before, *rows = found['rows']
+    assert [o['size'] for o in rows] == [14, 20, 24, 28, 34] and 'Apache-2.0' in found['says'] and found['held'] in (True, False, None)
+    for role in ('identity', 'judge'):
+        assert all(o[role]['low'] < o[role]['kept'] < 1 and o[role]['lo'] <= o[role]['difference'] <= o[role]['hi'] for o in rows)
+        assert all(abs(before[role]['accuracy']-o[role]['accuracy']-o[role]['difference']) < .01 for o in rows)
+        assert rows[0][role]['kept'] < rows[2][role]['kept']
+    assert not (tmp_path/'lab'/'generator').exists()
+
+def test_run(cemiface, inputs, dev, tmp_path):
+    "It says what it will take, loses one row of faces to a kill in it, and everything it writes names the autoencoder"
+    shutil.copytree(inputs/'photos', tmp_path/'photos')
+    (tmp_path/'photos'/'00'/'more.heic').write_bytes(b'unread')
+    few = dict(inquiries=dict(identities=4, threshold=.999), study=dict(scalar=[1], sphere=[]), sampling=dict(steps=2, batch=8),
+        generation=dict(per_identity=2, copies=1), recogniser=dict(epochs=1, batch=4))
+    args = ['run', *LATENT, *sets(few), '--faces', 'photos', '--identity-encoder', root/'cemiface'/'assets'/'toy'/'identity_encoder', '--autoencoder',
+        inputs/'autoencoder', '--pairs', dev/'pairs.txt', '--images', dev/'images', '--out', 'run', '--json']
+    r = cemiface(*args, stop=dict(event='os.rename', pattern=r'figures/training/000000003\.jpg$'))
+    assert r.code == -signal.SIGKILL and r.err.count('left out: 1 ') == 1 and 'hours here' in r.err and 'are latents' in r.err, r.err
+    report = (tmp_path/'run'/'report.html').read_text()
+    assert report.count('<img') == 3 and 'in training' in report and 'http:' not in report
+    r = cemiface(*args)
+    assert r.code == 0 and as_json(r.out)['autoencoder'] == dict(name='autoencoder', licence='Apache-2.0'), r.err
+    report = (tmp_path/'run'/'report.html').read_text()
+    assert report.count('<img') == 5+1+5 and 'autoencoder; licence: Apache-2.0' in report
+    for card in ('sets/scalar_+1.00', 'generator'):
+        assert 'Apache-2.0' in (tmp_path/'run'/card/'README.md').read_text()

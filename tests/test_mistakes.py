@@ -32,8 +32,8 @@ def calls(finished, dev):
             verify=['verify', '--encoder', o['net'], '--pairs', o['pairs'], '--images', o['images']],
             analyse=['analyse', '--faces', o['photos'], '--judge', o['net']], toy=['run', '-r', 'toy', *sets(), '--out', o['out']],
             against=['analyse', '--faces', finished.faces, '--judge', o['net'], '--against', o['photos']],
-            run=['run', '-r', 'lfw-cpu', '--faces', o['photos'], '--identity-encoder', o['net'], '--pairs', o['pairs'], '--images', o['images'],
-                '--out', o['out']])
+            run=['run', '-r', 'toy', '-s', 'faces.source=folder', '--faces', o['photos'], '--identity-encoder', o['net'], '--pairs', o['pairs'],
+                '--images', o['images'], '--out', o['out']])
     return change
 
 def edit(path, **kw): path.write_text(json.dumps(json.loads(path.read_text())|kw))
@@ -196,7 +196,7 @@ def test_demo_values(mistake):
     mistake(['demo', '--out', 'new', '-s', 'study.spheres=[1]'], 'did you mean "study.sphere"?')
 
 def test_recipe_files(mistake, tmp_path):
-    mistake(['run', '-r', 'tiny'], 'recipe tiny', 'lfw-cpu')
+    mistake(['run', '-r', 'tiny'], 'recipe tiny', 'lfw')
     mistake(['recipes', 'tiny'], 'recipe tiny')
     mistake(['run', '-r', tmp_path], 'recipe')
     for text, words in {'[study\n': ['not valid TOML'], '[study]\nscalar = [2]\n': ['study.scalar'], 'nme = "x"\n': ['"nme"', '"name"', 'mine.toml']}.items():
@@ -210,7 +210,7 @@ def test_recipe_files(mistake, tmp_path):
 def test_generate_values(mistake, calls, option, value, words): mistake([*calls()['generate'], option, value], *words.split())
 
 def test_arguments(mistake, calls):
-    mistake(['run', '-r', 'lfw-cpu', '--out', 'new'], '--faces')
+    mistake(['run', '-r', 'lfw', '--out', 'new'], '--faces')
     mistake(['run', '--out', 'new'], '--recipe')
     mistake([*calls()['run'], '--judge', 'nowhere'], '--judge nowhere')
     if not Path('/dev/nvidiactl').exists(): mistake([*calls()['verify'], '--device', 'cuda'], '--device cuda', 'no GPU')

@@ -10,7 +10,7 @@ __all__ = ['REAL', 'COPIES', 'STUDY_FILE', 'TUNINGS', 'MAKERS', 'Arm', 'requeste
 # %% ../../nbs/74_experiment.arms.ipynb #cb294bc4
 import re
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set
 from ..generator.schedule import make_sampler
+from ..generator.autoencoder import Autoencoder
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
 from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
@@ -112,11 +113,20 @@ def tuning_recipe(
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Lab(Context, People, Encoders):
     "What all studies of one recipe share: a run's context, people and encoders, and"
-    pipeline:CemiFacePipeline    # the recipe's own generator
-    inquiries:FaceSet            # the recipe's own, one face per identity
     seeds:int                    # recognisers trained on each set
     generator_seeds:int          # generators
     memory:dict = field(default_factory=dict) # of `remembered`
+
+    @cached_property
+    def pipeline(self)->CemiFacePipeline:
+        "The recipe's own generator, trained when it is first needed"
+        return load_or_train_generator(self, self.train, self.identity)
+
+    @cached_property
+    def inquiries(self)->FaceSet:
+        "The recipe's own, one face per identity, chosen when they are first needed"
+        return load_or_choose_inquiries(self, self.pipeline, self.train)
+
 
 # %% ../../nbs/74_experiment.arms.ipynb #c1e3d5bd
 def open_lab(
@@ -126,16 +136,13 @@ def open_lab(
     seeds:int=1, # recognisers trained on each set
     generator_seeds:int=1, # generators
     cpu:bool=False, # stay on the CPU
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->Lab:
     "Load or make what all studies share; raises CemiFaceError where the recipe does not fit the inputs"
-    context = open_run(recipe, out, inputs, cpu)
+    context = open_run(recipe, out, inputs, cpu, autoencoder=autoencoder)
     people = load_people(context)
     encoders = load_encoders(context, people.train)
-    pipeline = load_or_train_generator(context, people.train, encoders.identity)
-    inquiries = load_or_choose_inquiries(context, pipeline, people.train)
-    return Lab(
-        **vars(context), **vars(people), **vars(encoders), pipeline=pipeline, inquiries=inquiries,
-        seeds=seeds, generator_seeds=generator_seeds)
+    return Lab(**vars(context), **vars(people), **vars(encoders), seeds=seeds, generator_seeds=generator_seeds)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c5a492bb
 def remembered(
@@ -194,8 +201,8 @@ def pipeline_of(
         if change.half: faces = faces.subset(slice(len(faces)//2))
     parts = replace(recipe.parts, seed=recipe.seed+number)
     home = lab.out/'generators'/f'{file_name(tuning) or "seed"}-{number}'
-    pipe = train_generator(faces, encoder, parts, home, lab.device == 'cpu', lab.out/'cache', start=start,
-        autoencoder=lab.pipeline.autoencoder)
+    pipe = train_generator(faces, encoder, parts, home, lab.pipeline.autoencoder, start,
+        cpu=lab.device == 'cpu', cache=lab.out/'cache')
     return pipe.to(lab.device)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c0ad3e41

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'figure_text', 'table_rows', 'plot_sweep',
-           'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces', 'report_html']
+           'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces', 'decoder_words', 'html_page',
+           'html_training', 'training_html', 'report_html']
 
 # %% ../../nbs/70_experiment.report.ipynb #ce2378e5
 import base64
@@ -315,6 +316,13 @@ def html_leakage(
             'to its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
 
+# %% ../../nbs/70_experiment.report.ipynb #n2293919
+def decoder_words(
+    autoencoder:dict|None, # of results.json
+)->str:
+    "What decodes the faces, and its licence"
+    return 'nothing: pixels are drawn' if not autoencoder else '{name}; licence: {licence}'.format(**autoencoder)
+
 # %% ../../nbs/70_experiment.report.ipynb #c812c6f9
 def html_provenance(
     results, # results.json
@@ -322,16 +330,52 @@ def html_provenance(
     "Where the numbers come from: versions, hardware, seconds, and the recipe"
     recipe, seconds = results['recipe'], results['seconds']
     facts = {k: results[k] for k in ('seed', 'hardware')} | results['versions']
+    facts['autoencoder'] = decoder_words(results.get('autoencoder'))
     facts = html_table(('recipe', recipe['name']), [[k, str(v)] for k, v in facts.items()])
     took = html_table(('stage', 'seconds'), [[stage, f'{s:,.1f}'] for stage, s in seconds.items()])
     return f'''{facts}
 <details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>
 <details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>'''
 
+# %% ../../nbs/70_experiment.report.ipynb #n2924064
+def html_page(
+    title:str, # plain text
+    body:str, # HTML
+)->str: # one self-contained page
+    "A page in the style of the reports"
+    return f'''<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title><style>{STYLE}</style>
+{body}</html>
+'''
+
+def html_training(
+    rows:dict[str, bytes], # label -> JPEG
+)->str: # empty, where there are none
+    "Rows of faces, one below the other"
+    def figure(label, row):
+        data = base64.b64encode(row).decode()
+        return (f'<figure><img alt="{label}" src="data:image/jpeg;base64,{data}">'
+                f'<figcaption>{label}</figcaption></figure>')
+    return ''.join(figure(label, row) for label, row in rows.items())
+
+def training_html(
+    recipe, # Recipe of the run
+    rows:dict[str, bytes], # label -> JPEG
+)->str: # one self-contained page, which loads itself anew every minute
+    "The report of a run whose generator is still in training"
+    name, about = html.escape(recipe.name), html.escape(recipe.about)
+    return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">
+<h1>{name}</h1><p>{about}.
+The generator is in training. Each row shows the people of the photos, m = 1, as it draws them by now.</p>
+{html_training(rows)}''')
+
+
 # %% ../../nbs/70_experiment.report.ipynb #c493a024
 def report_html(
     results, # results.json
     pictures, # name -> faces, sweep, calibration, roc, leakage as PNG
+    training:dict[str, bytes]|None=None, # label -> row of faces drawn while the generator was trained, as JPEG
 )->str: # one self-contained page
     "The report of a run"
     recipe = results['recipe']
@@ -343,9 +387,11 @@ def report_html(
     parts = {'Results': f'{table}<p class="soft">{note}.</p>',
         'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
         'Calibration': f'{figures["calibration"]}<p>{follows}</p>', 'ROC': figures['roc'],
-        'Leakage': figures['leakage']+html_leakage(results), 'Provenance': html_provenance(results)}
+        'Leakage': figures['leakage']+html_leakage(results), 'Training': html_training(training or {}),
+        'Provenance': html_provenance(results)}
     links = body = ''
     for title, part in parts.items():
+        if not part: continue
         anchor = title.lower().replace(' ', '-')
         links += f'<a href="#{anchor}">{title}</a>'
         body += f'<h2 id="{anchor}">{title}</h2>{part}'
@@ -353,8 +399,6 @@ def report_html(
     about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
-    return f'''<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}: report of a cemiface run</title><style>{STYLE}</style>
-<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}</html>
-'''
+    body = f'<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}'
+    return html_page(f'{recipe["name"]}: report of a cemiface run', body)
+

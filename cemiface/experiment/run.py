@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENCODER_ROLES', 'latent_sizes', 'check_recipe', 'check_files', 'Context', 'open_run', 'stage', 'People',
-           'load_people', 'Encoders', 'load_encoders', 'precision_kept', 'load_or_train_generator',
-           'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
-           'load_or_measure_nonmembers', 'keep_verification', 'kept_cosines', 'judge_set', 'measure_set',
-           'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
+           'load_people', 'Encoders', 'load_encoders', 'precision_kept', 'show_training', 'training_rows',
+           'load_or_train_generator', 'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet', 'generated_sets',
+           'real_photos', 'baseline_sets', 'load_or_measure_nonmembers', 'keep_verification', 'kept_cosines',
+           'judge_set', 'measure_set', 'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
 
 # %% ../../nbs/71_experiment.run.ipynb #cee6eaeb
 import tempfile
@@ -15,26 +15,28 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..core import (
-    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, plain, RunFolder,
+    atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, muted, plain, RunFolder,
     versions, write_json, write_text)
 from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
 from ..runtime import default_device, hardware
-from ..data.formats import LeftOut, pair_files, read_pairs
+from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
-from ..data.faces import FaceSet, PairSet
+from ..plots import face_grid
+from ..data.faces import FaceSet, PairSet, to_float
 from ..data.toy import toy_pairs, toy_people
 from ..encoders.pretrained import embed, embed_set, FaceEncoder, load_encoder
 from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.denoiser import build_denoiser, side_unit
 from ..generator.training import m_levels, may_change
 from ..generator.sampling import check_steps, drawing_precision, request_of
-from ..generator.pipeline import CemiFacePipeline, load_generator, save_index, train_generator
+from ..generator.pipeline import CemiFacePipeline, decoder_of, load_generator, save_index, train_generator
 from ..sets.inquiries import draw_unconditional, select_inquiries, write_inquiries
 from ..sets.dataset import make_set, part_of, real_subset
 from ..recognition.verification import gap_to_real, score_pairs, summary, verify
@@ -43,8 +45,8 @@ from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
-    caution, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
-    rank_correlations, report_html, set_label)
+    caution, decoder_words, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
+    rank_correlations, report_html, set_label, training_html)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def latent_sizes(
@@ -85,11 +87,12 @@ def check_files(
     for key, path in asdict(i).items():
         if path and key not in ('faces', 'inquiries', 'autoencoder') and not Path(path).exists():
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
-    photos = Counter(o.identity for o in scan(i.faces, LeftOut()))     # those left out are told of later
+    with muted():                                                  # the stages will tell what is left out
+        photos = Counter(o.identity for o in scan(i.faces))
+        if i.inquiries: scan(i.inquiries)
     if None not in photos and sum(n > 1 for n in photos.values()) < 2:
         raise CemiFaceError(f'--faces {i.faces} lacks two people with at least two photos each '
                             'for the real-data baseline; add some, or give the photos without identities')
-    if i.inquiries: scan(i.inquiries, LeftOut())
     if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
     elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
 
@@ -99,7 +102,7 @@ def check_inputs(
     i:Inputs, # what was given
 ):
     "Raise CemiFaceError where a run on photos lacks a file, or has one that cannot be loaded"
-    needed = ['faces', 'identity_encoder', 'pairs', 'images']
+    needed = ['faces', 'identity_encoder', 'pairs', 'images'] + ['autoencoder']*(r.autoencoder == 'given')
     if str(i.pairs).endswith('.bin'): needed.remove('images')      # a .bin holds its images
     absent = [f'--{k.replace("_", "-")}' for k in needed if not getattr(i, k)]
     if absent: raise CemiFaceError(f'recipe {r.name} needs {", ".join(absent)}')
@@ -115,11 +118,17 @@ class Context:
     folder:RunFolder   # where it is done; stages/NAME.json says which stages are finished
     device:str         # 'cuda' or 'cpu'
     force:bool=False   # may a generator in training go on with other settings?
+    autoencoder:Autoencoder|None=None  # whose latents are denoised; None: pixels are
 
     @property
     def out(self)->Path:
         "Path of the folder"
         return self.folder.path
+
+    @property
+    def trained(self)->str|None:
+        "Folder of a generator that was trained before; it denoises pixels"
+        return None if self.autoencoder is not None else self.inputs.assets
 
 # %% ../../nbs/71_experiment.run.ipynb #c9207b01
 def open_run(
@@ -128,18 +137,19 @@ def open_run(
     inputs:Inputs|None=None, # the user's files; none for toy faces
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->Context:
     "Begin or resume. Raises CemiFaceError, before writing, for bad settings or files, or another run's folder"
     inputs = inputs or Inputs()
-    autoencoder = None if inputs.assets else given_autoencoder(recipe, inputs.autoencoder)
-    check_recipe(recipe, bool(inputs.assets), autoencoder)
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
+    if autoencoder is None: autoencoder = given_autoencoder(recipe, inputs.autoencoder)
+    check_recipe(recipe, bool(inputs.assets), autoencoder)
     settings = asdict(recipe) | dict(inputs=asdict(inputs))
     for key in ('study', 'about'): del settings[key]
     changeable = may_change(recipe.parts) if force and not RunFolder(out).facts('generator') else ()
     folder = RunFolder.open(out, fingerprint(settings), 'run', settings, changeable)
     write_text(folder.path/'recipe.toml', to_toml(recipe))
-    return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force)
+    return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force, autoencoder)
 
 # %% ../../nbs/71_experiment.run.ipynb #c4fbbe82
 def stage(
@@ -221,6 +231,35 @@ def precision_kept(
         pipe.auto_precision = {pipe.device.type: found}
     return pipe
 
+# %% ../../nbs/71_experiment.run.ipynb #n9076339
+def show_training(
+    ctx, # Context of the run
+    train:FaceSet, # faces to learn from
+    pipe, # CemiFacePipeline as it is so far
+    step:int, # of its training
+):
+    "Draw a row of faces into figures/training, and write a report of the rows so far"
+    r, home = ctx.recipe, ctx.out/'figures'/'training'
+    x = to_float(train.images[np.linspace(0, len(train)-1, min(8, len(train))).astype(int)])
+    sampling = dict(num_inference_steps=min(10, r.sampling.steps), guidance_scale=r.sampling.guidance)
+    try: drawn = pipe(x, 1., generator=r.seed, output_type='pt', **sampling).images.cpu()
+    except CemiFaceError as e: return log(f'step {step}: no faces to show yet ({e})')
+    for name, row in {'inquiries': x, f'{step:09}': drawn}.items():
+        with atomic_path(home/f'{name}.jpg') as path: face_grid(row, ncol=len(x)).save(path, format='jpeg')
+    write_text(ctx.out/'report.html', training_html(r, training_rows(ctx.out)))
+
+def training_rows(
+    out:Path, # run folder
+    most:int=12, # of the rows of faces
+)->dict[str, bytes]: # label -> JPEG
+    "The rows that show_training has drawn, evenly chosen, below the photos that they start from"
+    files = sorted((out/'figures'/'training').glob('0*.jpg'))
+    if not files: return {}
+    chosen = np.unique(np.linspace(0, len(files)-1, most).astype(int))
+    rows = {'photos': out/'figures'/'training'/'inquiries.jpg'} | {f'step {int(files[k].stem):,}': files[k] for k in chosen}
+    return {label: f.read_bytes() for label, f in rows.items()}
+
+
 # %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
     ctx, # Context of the run
@@ -228,11 +267,11 @@ def load_or_train_generator(
     identity_encoder:FaceEncoder, # frozen E_id
 )->CemiFacePipeline: # on the device of the run
     "Train the generator, or take one that was trained before"
-    r, assets = ctx.recipe, ctx.inputs.assets
-    if assets: return precision_kept(ctx, load_generator(Path(assets)/'generator').to(ctx.device))
-    decides, autoencoder = (train, identity_encoder, r.parts), given_autoencoder(r, ctx.inputs.autoencoder)
-    pipe = stage(ctx, 'generator', (*decides, autoencoder), train_generator, *decides, ctx.out/'generator',
-        ctx.device == 'cpu', ctx.out/'cache', ctx.force, None, autoencoder, keep=False)
+    if ctx.trained: return precision_kept(ctx, load_generator(Path(ctx.trained)/'generator').to(ctx.device))
+    decides = train, identity_encoder, ctx.recipe.parts
+    make = partial(train_generator, autoencoder=ctx.autoencoder, show=partial(show_training, ctx, train),
+        cpu=ctx.device == 'cpu', cache=ctx.out/'cache', force=ctx.force)
+    pipe = stage(ctx, 'generator', (*decides, ctx.autoencoder), make, *decides, ctx.out/'generator', keep=False)
     return precision_kept(ctx, pipe.to(ctx.device))
 
 # %% ../../nbs/71_experiment.run.ipynb #ca6b5917
@@ -455,6 +494,7 @@ def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
     judge_name, # who measured
+    autoencoder:dict|None=None, # name and licence of what decodes the faces
 )->dict: # results.json
     "Put the rows side by side with seconds, versions, hardware and recipe, and write results.json"
     real = next((r['verification']['accuracy'] for r in rows if r['kind'] == 'real'), None)
@@ -462,7 +502,7 @@ def collect_results(
         no_gap = real is None or r['kind'] == 'recogniser'
         r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
     seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name,
+    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, autoencoder=autoencoder,
         spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
         recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
@@ -501,6 +541,7 @@ def set_card(
     origin = 'given faces: each identity resembles one of them'
     if recipe['inquiries']['source'] == 'synthetic': origin = 'drawn by the generator itself'
     words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
+    decoder = decoder_words(results['autoencoder'])
     return f'''# {r["name"]}
 
 Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
@@ -511,6 +552,7 @@ seed {results["seed"]}.
 |---|---|
 | similarity to the inquiry | {s["mean"]:.3f} +- {s["std"]:.3f} ({s["judge"]}) |
 | inquiries | {origin} |
+| decoded by | {decoder} |
 
 ## How near to the nearest training face
 
@@ -525,7 +567,7 @@ def write_cards(
     "A README.md beside every generated set; a generator trained here notes the leakage of its nearest set"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     for r in made: write_text(ctx.out/'sets'/r['name']/'README.md', set_card(r, results))
-    if made and not ctx.inputs.assets:
+    if made and not ctx.trained:
         worst = max(made, key=lambda r: r['leakage']['max'])
         pipe.note(leakage={'set': worst['name']} | {k: worst['leakage'][k] for k in ('mean', 'max', 'judge')})
         save_index(pipe, ctx.out/'generator')
@@ -537,9 +579,10 @@ def run(
     inputs:Inputs|None=None, # the user's files; none for toy faces
     cpu:bool=False, # stay on the CPU
     force:bool=False, # go on although settings of the generator have changed, as long as it is in training
+    autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->dict: # results.json
     "From photos to a table (paper, section 4), or what is left of it; raises CemiFaceError as open_run"
-    ctx = open_run(recipe, out, inputs, cpu, force)
+    ctx = open_run(recipe, out, inputs, cpu, force, autoencoder)
     people = load_people(ctx)
     encoders = load_encoders(ctx, people.train)
     pipe = load_or_train_generator(ctx, people.train, encoders.identity)
@@ -548,10 +591,10 @@ def run(
     nonmembers = load_or_measure_nonmembers(ctx, encoders.judge, people)
     rows = [measure_set(ctx, compared, people, encoders, nonmembers) for compared in sets]
     rows.append(measure_encoder(ctx, encoders.identity, people.native_pairs))
-    results = collect_results(ctx, rows, encoders.judge_name)
+    results = collect_results(ctx, rows, encoders.judge_name, decoder_of(pipe))
     write_cards(ctx, results, pipe)
     pictures = write_figures(ctx, results, sets, inquiries, people.pairs.same, nonmembers)
-    write_text(ctx.out/'report.html', report_html(results, pictures))
+    write_text(ctx.out/'report.html', report_html(results, pictures, training_rows(ctx.out)))
     return results
 
 # %% ../../nbs/71_experiment.run.ipynb #c78886d3

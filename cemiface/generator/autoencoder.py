@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Autoencoder', 'small_autoencoder', 'load_autoencoder', 'given_autoencoder', 'LatentSet', 'denoised_shape',
-           'encode_set', 'decode_faces', 'reconstruction_facts']
+           'encode_set', 'decode_faces', 'reconstructions']
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #c3610827
 import contextlib
@@ -33,8 +33,7 @@ from ..core import atomic_path, CemiFaceError, fingerprint as fingerprint_of, FO
 from ..core import progress, read_json, write_error, write_json, write_text
 from ..recipe import Recipe
 from ..data.faces import FaceSet, to_float, to_uint8
-from ..encoders.backbones import cosine
-from ..encoders.pretrained import embed, FaceEncoder, read_tensors, weights_for
+from ..encoders.pretrained import read_tensors, weights_for
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #c0ae9725
 class Autoencoder(ModelMixin):
@@ -42,7 +41,7 @@ class Autoencoder(ModelMixin):
     def __init__(self,
         net:nn.Module, # with `encode` and `decode`, of diffusers or like it
         name:str='autoencoder', # for messages, cards and reports
-        licence:str='unknown', # of its weights
+        licence:str='not stated', # of its weights
     ):
         super().__init__()
         self.net, self.name, self.licence = net, name, licence
@@ -136,13 +135,13 @@ def save_pretrained(self:Autoencoder,
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #cb56f0f8
 def licence_of(folder, metadata=None):
-    "The licence of weights by their metadata, or by the card or licence file beside them, else 'unknown'"
+    "The licence of weights by their metadata, or by the card or licence file beside them, else 'not stated'"
     facts, card = metadata or {}, folder/'README.md'
     try: facts = (ModelCard.load(card).data.to_dict() if card.is_file() else {})|facts
     except Exception: pass                             # a broken card tells nothing
     told = [facts.get(k) for k in ('licence', 'license_name', 'license')]
     told += [o.read_text(errors='replace').strip().split('\n')[0] for o in sorted(folder.glob('LICEN[CS]E*'))]
-    return str(next(filter(None, told), 'unknown'))
+    return str(next(filter(None, told), 'not stated'))
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #cdf94080
 def untrained(folder):
@@ -226,7 +225,7 @@ def load_autoencoder(
         why = str(e).strip().split('\n')[0] or type(e).__name__
         raise CemiFaceError(f'{name} is no folder here, and cannot be had from the hub ({why})') from e
     found = from_folder(here/folder, name)
-    if found.licence == 'unknown': found.licence = licence_of(here)
+    if found.licence == 'not stated': found.licence = licence_of(here)
     return found
 
 @patch(cls_method=True)
@@ -414,22 +413,18 @@ def reconstruct(autoencoder, images, size):
     return torch.cat(back).numpy(), seconds/len(images)
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #ca29de85
-def reconstruction_facts(
+def reconstructions(
     autoencoder:Autoencoder, # computes where it is
-    faces:FaceSet, # square, at least one
-    encoders:dict[str, FaceEncoder], # by the name under which their figures appear
+    images:np.ndarray, # square faces, uint8 (n,3,h,w), at least one
     sizes, # sides in pixels at which faces are encoded
-)->list[dict]: # size, latents, psnr, encode_seconds, decode_seconds; similarity: name -> mean, low
-    "The identity tax: cosines to the reconstruction (mean, 5% quantile), PSNR in dB, seconds per face"
-    originals, rows = {k: torch.tensor(embed(v, faces.images)) for k,v in encoders.items()}, []
+): # yields for each size: facts (size, latents, psnr, encode_seconds, decode_seconds), and faces as `images`
+    "Faces as they come back from an autoencoder, with PSNR in dB and seconds per face"
     for size in sizes:
-        reconstruct(autoencoder, faces.images[:1], size)               # the first call is slow
-        back, seconds = reconstruct(autoencoder, faces.images, size)
-        error = np.square(back.astype(np.float64)-faces.images).mean((1, 2, 3))
-        psnr = 10*np.log10(255**2/np.maximum(error, 1e-10)).mean()
-        similarity = {k: cosine(e, torch.tensor(embed(encoders[k], back))) for k,e in originals.items()}
-        rows.append(dict(size=size, latents=autoencoder.latent_shape(size, size), psnr=float(psnr),
-            encode_seconds=float(seconds[0]), decode_seconds=float(seconds[1]),
-            similarity={k: dict(mean=s.mean().item(), low=s.quantile(.05).item())
-                        for k,s in similarity.items()}))
-    return rows
+        shape = autoencoder.latent_shape(size, size)
+        reconstruct(autoencoder, images[:1], size)                     # the first call is slow
+        back, (encode_seconds, decode_seconds) = reconstruct(autoencoder, images, size)
+        error = np.square(back.astype(np.float64)-images).mean((1, 2, 3))
+        psnr = float(10*np.log10(255**2/np.maximum(error, 1e-10)).mean())
+        yield dict(size=size, latents='x'.join(map(str, shape)), psnr=psnr,
+            encode_seconds=float(encode_seconds), decode_seconds=float(decode_seconds)), back
+

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['OWN_CARD', 'ABOUT', 'INTENDED_USE', 'NOT_CALIBRATED', 'NO_LEAKAGE', 'DENOISERS', 'PART_CLASSES', 'SIDES',
            'MOST_TIMESTEPS', 'CemiFaceOutput', 'CemiFacePipeline', 'calibrated', 'in_format', 'fact_text', 'fact_list',
-           'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short', 'fetch',
-           'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
-           'check_parts', 'load_generator', 'save_parts', 'train_generator']
+           'decoder_of', 'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short',
+           'fetch', 'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
+           'check_parts', 'load_generator', 'save_parts', 'pipeline_around', 'show_averaged', 'train_generator']
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c004
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +39,8 @@ from ..encoders.pretrained import FaceEncoder, read_tensors, weights_for
 from .autoencoder import Autoencoder, encode_set, load_autoencoder
 from .schedule import make_sampler, make_scheduler, predicted_by
 from .condition import apply_control, Condition, direction, face_rng
-from .denoiser import FaceTransformer, FaceUNet
-from .training import may_change, steps_in_all, train_denoiser, training_settings
+from .denoiser import Denoiser, FaceTransformer, FaceUNet
+from .training import may_change, steps_in_all, train_denoiser, training_settings, TrainingState
 from .sampling import (
     check_steps, denoise, drawing_precision, face_similarity, fitting_batch, sample, SetRequest)
 from .calibration import Calibration
@@ -258,6 +260,13 @@ def fact_list(
     "Facts as a list"
     return '\n'.join(f'- {k}: {fact_text(v)}' for k, v in facts.items())
 
+def decoder_of(
+    pipe:CemiFacePipeline, # generator
+)->dict[str, str]|None: # None where pixels are denoised
+    "Name and licence of the autoencoder that makes a generator's latents, and faces of them"
+    if pipe.autoencoder is None: return None
+    return dict(name=pipe.config.trained.get('autoencoder', pipe.autoencoder.name), licence=pipe.autoencoder.licence)
+
 def origin_text(
     pipe:CemiFacePipeline, # generator
 )->str: # Markdown
@@ -266,11 +275,10 @@ def origin_text(
     named = type(pipe.scheduler).__name__
     left_out = 'format_version', 'identity_encoder', 'size', 'autoencoder'
     trained = {k: v for k, v in pipe.config.trained.items() if k not in left_out}
-    latents = {}
-    if pipe.autoencoder is not None:
-        name, shape = pipe.config.trained.get('autoencoder', 'unnamed'), 'x'.join(map(str, pipe.shape))
-        latents['latents'] = (f'{shape} (factor {pipe.autoencoder.factor}), of the autoencoder {name}, '
-                              f'whose licence is {pipe.autoencoder.licence}')
+    latents, shape = {}, 'x'.join(map(str, pipe.shape))
+    if decoder := decoder_of(pipe):
+        latents['latents'] = ('{} (factor {}), of the autoencoder {name}, whose licence is {licence}'
+            .format(shape, pipe.autoencoder.factor, **decoder))
     return fact_list({'pixels': f'{pipe.size}x{pipe.size}'} | latents | {
         'sampling': f'{named}, {schedule.num_train_timesteps} timesteps, {predicted_by(pipe.scheduler)}',
         'E_id, which guided the training': f'{e.config.arch}, {e.config.dim}-d, {e.fingerprint[:8]}',
@@ -524,42 +532,68 @@ def save_parts(
         with atomic_path(out/name) as tmp: part.save_pretrained(tmp)
     save_index(pipe, out)
 
+# %% ../../nbs/38_generator.pipeline.ipynb #n4271359
+def pipeline_around(
+    parts:GeneratorParts, # of which the schedule counts
+    identity_encoder:FaceEncoder, # frozen E_id
+    latent:dict, # autoencoder, latent_mean and latent_std; empty where pixels are denoised
+    net:Denoiser, # UNet or transformer, and condition
+    facts:dict|None=None, # of its training
+)->CemiFacePipeline:
+    "The generator of a denoiser"
+    scheduler = make_sampler(make_scheduler(parts.schedule, clip=not latent))
+    return CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder, facts, **latent)
+
+def show_averaged(
+    show:Callable, # gets a pipeline and the step
+    make:Callable, # Denoiser -> CemiFacePipeline
+    state:TrainingState, # which is left as it was
+    step:int, # steps done
+):
+    "Show, in the main process, the generator that the averaged weights would be"
+    if not state.accelerator.is_main_process: return
+    weights = list(state.denoiser.parameters())
+    state.average.store(weights)
+    state.average.copy_to(weights)
+    try: show(make(state.denoiser).to(state.accelerator.device), step)
+    finally: state.average.restore(weights)
+
+
 # %% ../../nbs/38_generator.pipeline.ipynb #n3898368
 def train_generator(
     faces:FaceSet, # to learn from; labels are used only with training.inquiry = "another"
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe, and the seed
     out:str|Path, # folder of the generator
-    cpu:bool=False, # stay on the CPU
-    cache=None, # folder of cached embeddings
-    force:bool=False, # go on although settings have changed that may
-    start:CemiFacePipeline|None=None, # generator whose weights are the first ones
     autoencoder:Autoencoder|None=None, # of the latents to denoise; None: pixels are
+    start:CemiFacePipeline|None=None, # generator whose weights are the first ones
+    show:Callable|None=None, # gets the generator as it is, on its device, and the step, with every checkpoint
+    **options, # of `train_denoiser`: cpu, cache, and force to go on although settings have changed that may
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, or resume; raises CemiFaceError if `out` holds anything else or was begun with other settings"
-    out, ranks = Path(out), processes(cpu)
+    out, ranks = Path(out), processes(options.get('cpu', False))
     settings = training_settings(faces, identity_encoder, parts, start=start and start.fingerprint)
     if autoencoder is not None: settings['autoencoder'] = autoencoder.fingerprint
-    key, may = fingerprint(settings), may_change(parts) if force else ()
+    key, may = fingerprint(settings), may_change(parts) if options.get('force') else ()
     with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator', settings, may)
     if not folder.done('training', key):
         learned, latent = faces, {}
         if autoencoder is not None:
             with ranks.main_process_first():
-                learned = encode_set(autoencoder, faces, cache or out/'training'/'cache', ranks.device)
-            latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist())
-        net, rows, computed = train_denoiser(
-            learned, identity_encoder, parts, out/'training', cpu, cache, force, start)
+                home = options.get('cache') or out/'training'/'cache'
+                learned = encode_set(autoencoder, faces, home, ranks.device)
+            latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist(), autoencoder=autoencoder)
+        make = partial(pipeline_around, parts, identity_encoder, latent)
+        watch = show and partial(show_averaged, show, make)
+        net, rows, computed = train_denoiser(learned, identity_encoder, parts, out/'training', watch=watch,
+            start=start, **options)
         views = steps_in_all(parts.training, len(faces))*parts.training.batch
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
             size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1],
             computed=computed)
         if latent: facts |= dict(autoencoder=autoencoder.name)
         if ranks.is_main_process:
-            if latent: latent['autoencoder'] = autoencoder.cpu()
-            scheduler = make_sampler(make_scheduler(parts.schedule, clip=not latent))
-            save_parts(CemiFacePipeline(net.unet, net.condition, scheduler, identity_encoder.cpu(), facts,
-                **latent), out)
+            save_parts(make(net, facts).to('cpu'), out)
             folder.finish('training', key, **facts)
     ranks.wait_for_everyone()
     if ranks.is_main_process:                                  # nothing is left to resume

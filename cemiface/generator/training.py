@@ -583,14 +583,13 @@ def train_denoiser(
     identity_encoder:FaceEncoder, # frozen E_id
     parts:GeneratorParts, # sections schedule, unet, condition, loss, training of a recipe, and the seed
     out:str|Path, # folder for checkpoint.pt and log.jsonl
-    cpu:bool=False, # stay on the CPU even if there is a GPU
     cache=None, # folder of cached embeddings
-    force:bool=False, # go on from a checkpoint of other settings, as far as they may change
-    start=None, # generator to begin with; by default the weights are random
+    watch:Callable|None=None, # called with the state and the step whenever a checkpoint was due
+    **options, # of `open_training`: cpu, force, start
 )->tuple[Denoiser, list[dict], dict]: # the averaged denoiser on the CPU, the rows of the log, how it was computed
     "Algorithm 1, resumed from `out`. Raises CemiFaceError if too many gradients are not finite"
     config, out, steps = parts.training, Path(out), steps_in_all(parts.training, len(faces))
-    state = open_training(faces, identity_encoder, parts, out, cpu, force, start)
+    state = open_training(faces, identity_encoder, parts, out, **options)
     data = TrainingData(faces, identity_encoder, parts, state.accelerator.device, cache)
     rows = TrainingLog(out/'log.jsonl', state.accelerator, state.step, state.pending)
     guard, saved = NonFinite(state.accelerator, config.max_skipped, data.names), time.monotonic()
@@ -619,5 +618,6 @@ def train_denoiser(
             stop, due = told_to_any(state.accelerator, step, told_to_stop(), due)
             if row or stop or due: guard.check()
             if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
+            if watch and due and not stop: watch(state, step+1)
             if stop: break
     return state.finish(), rows.rows, state.computed
