@@ -59,7 +59,7 @@ def cells(name, text, image, up):
     title = TITLES.get(name, title.removeprefix('# '))
     if 'studies/real' in image: title = title.removesuffix('?')+', on real faces'+'?'*title.endswith('?')
     figure = f'![{title} The numbers of this figure are in the table below.]({image})' if image else ''
-    where = 'A question beyond the paper.' if source == 'beyond' else f'The claim is of the paper ({source}).'
+    where = 'A question beyond the paper.' if source == 'beyond' else f'The claim comes from the paper ({source}).'
     yield f'# {title}\n\n> {claim[0].upper()}{claim[1:]}'
     yield f'{held} {where}\n\n{figure}'
     yield '## The numbers\n\n'+'\n'.join(bullets(numbers))+f'\n\n{rest}'
