@@ -56,12 +56,12 @@ def output(out, alt, save):
     text = out.get('text', data.get('text/plain', ''))
     return raw(f'<div class="cell-output"><pre><code>{html.escape(text)}</code></pre></div>')
 
-def code(cell, save):
+def code(cell, fold, save):
     "A code cell as Markdown, as Quarto would show it"
     opts, source = options(cell.source)
     if source.strip() and opts.get('echo', True):
         shown = f'\n{FENCE}{{.python .cell-code}}\n{source.strip()}\n{FENCE}\n'
-        folded = opts.get('code-fold') is True
+        folded = opts.get('code-fold', fold) is True
         yield raw(f'<details><summary>{opts.get("code-summary", "Code")}</summary>')+shown+raw('</details>') if folded else shown
     alts = opts.get('fig-alt')
     alts = list(alts) if isinstance(alts, list) else [alts]
@@ -80,7 +80,7 @@ def read(file, cache, out):
         name = f'{len(list(pictures.iterdir()))}.png'
         (pictures/name).write_bytes(base64.b64decode(png))
         return f'{pictures.name}/{name}'
-    parts = [c.source if c.cell_type == 'markdown' else ''.join(code(c, save)) for c in nb.cells if c.cell_type != 'raw']
+    parts = [c.source if c.cell_type == 'markdown' else ''.join(code(c, front.get('code-fold'), save)) for c in nb.cells if c.cell_type != 'raw']
     return SimpleNamespace(notebook=file.relative_to(cache).as_posix(), path=path, title=front.get('title', ''),
         description=front.get('description', ''), text='\n\n'.join(parts))
 
