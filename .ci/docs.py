@@ -1,5 +1,6 @@
 """The docs without Quarto: nbdev's processing, plain pages by pandoc in _site/ that carry the site's own style sheet and navigation,
 and a check of every internal link, anchor and picture. Beside them `llms.txt` and `api.json`, which Quarto takes along."""
+import ast
 import base64
 import html
 import importlib
@@ -33,11 +34,30 @@ FENCE = '`'*8
 FEWEST = 25   # words of a page that is not empty
 
 def process():
-    "What `nbdev_docs` does before it calls Quarto"
+    "What `nbdev_docs` does before it calls Quarto, and a little more"
     refresh_quarto_yml()
     _build_modidx()
     nbdev_sidebar.__wrapped__()
-    return proc_nbs(force=True, n_workers=2)
+    cache = proc_nbs(force=True, n_workers=2)
+    for file in cache.rglob('*.ipynb'): polish(file)
+    return cache
+
+def only_imports(source):
+    "Whether a cell is a list of imports"
+    try: body = ast.parse(source).body
+    except SyntaxError: return False   # magics
+    return len(body) > 1 and all(isinstance(o, ast.Import|ast.ImportFrom) for o in body)
+
+def polish(file):
+    "Fold cells that only import; take the backticks out of the comments of a signature, which would show them"
+    nb = nbformat.read(file, 4)
+    for cell in nb.cells:
+        if cell.cell_type != 'code': continue
+        if only_imports(cell.source): cell.source = f'#| code-fold: true\n{cell.source}'
+        for data in [o.data for o in cell.outputs if 'text/markdown' in o.get('data', {})]:
+            signature = r'(?<=```python\n).*?(?=\n```)'
+            data['text/markdown'] = re.sub(signature, lambda o: o[0].replace('`', ''), data['text/markdown'], flags=re.S)
+    nbformat.write(nb, file)
 
 def raw(text): return f'\n{FENCE}{{=html}}\n{text}\n{FENCE}\n'
 
