@@ -39,7 +39,8 @@ def process():
     _build_modidx()
     nbdev_sidebar.__wrapped__()
     cache = proc_nbs(force=True, n_workers=2)
-    for file in cache.rglob('*.ipynb'): polish(file)
+    named = {to: text for side in SITE['sidebar'] for _, text, to in entries(side['contents']) if to and text}
+    for file in cache.rglob('*.ipynb'): polish(file, named.get(file.relative_to(cache).as_posix()))
     return cache
 
 def only_imports(source):
@@ -48,12 +49,13 @@ def only_imports(source):
     except SyntaxError: return False   # magics
     return len(body) > 1 and all(isinstance(o, ast.Import|ast.ImportFrom) for o in body)
 
-def polish(file):
-    "Fold cells that only import; take the backticks out of the comments of a signature, which would show them"
+def polish(file, title):
+    "Give a page its title in the sidebar; fold imports; take backticks out of the comments of a signature, which would show them"
     nb = nbformat.read(file, 4)
+    if title: nb.cells[0].source = re.sub(r'^title: .*$', f'title: {json.dumps(title)}', nb.cells[0].source, flags=re.M)
     for cell in nb.cells:
         if cell.cell_type != 'code': continue
-        if only_imports(cell.source): cell.source = f'#| code-fold: true\n{cell.source}'
+        if only_imports(cell.source): cell.source = f'#| code-fold: true\n#| code-summary: Imports\n{cell.source}'
         for data in [o.data for o in cell.outputs if 'text/markdown' in o.get('data', {})]:
             signature = r'(?<=```python\n).*?(?=\n```)'
             data['text/markdown'] = re.sub(signature, lambda o: o[0].replace('`', ''), data['text/markdown'], flags=re.S)

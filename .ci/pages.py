@@ -58,9 +58,9 @@ def cells(name, text, image, up):
     rest = re.sub(r'!\[[^]]*\]\([^)]*\)\s*', '', rest).strip()
     title = TITLES.get(name, title.removeprefix('# '))
     if 'studies/real' in image: title = title.removesuffix('?')+', on real faces'+'?'*title.endswith('?')
-    figure = f'![{title} The numbers of this figure are in the table below.]({image})' if image else ''
+    figure = f'![Figure of the study. Its numbers are in the table below.]({image})' if image else ''
     where = 'A question beyond the paper.' if source == 'beyond' else f'The claim comes from the paper ({source}).'
-    yield f'# {title}\n\n> {claim[0].upper()}{claim[1:]}'
+    yield f'# {title}\n\n> The claim: {claim}'
     yield f'{held} {where}\n\n{figure}'
     yield '## The numbers\n\n'+'\n'.join(bullets(numbers))+f'\n\n{rest}'
     yield f'The study `{name}` is one of those that [studies]({up}75_experiment.study.ipynb) defines. The command above makes this page again.'

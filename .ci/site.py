@@ -96,6 +96,12 @@ def looks(pages):
             yield page, width, False
             if page.removesuffix('.html') in CLOSELY: yield page, width, True
 
+def keep(browser, folder, page, width, dark):
+    "A picture of the page, as it opens"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f'{page.removesuffix(".html").replace("/", "_")}_{width}{"_dark" if dark else ""}.png'
+    (folder/name).write_bytes(base64.b64decode(browser('Page.captureScreenshot', format='png')['data']))
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('site', nargs='?', default='_site', type=Path)
@@ -112,15 +118,10 @@ def main():
     with Browser() as browser:
         for page, width, dark in looks(pages):
             browser.open(f'http://127.0.0.1:{server.server_port}/{page}', width, dark)
+            if args.shots and page.removesuffix('.html') in CLOSELY: keep(browser, args.shots, page, width, dark)
             wrong = browser.look(script)
-            where = f'{page} at {width} pixels{", dark" if dark else ""}'
-            for o in wrong: print(f'{where}: {o}')
+            for o in wrong: print(f'{page} at {width} pixels{", dark" if dark else ""}: {o}')
             bad, done = bad+len(wrong), done+1
-            if args.shots and page.removesuffix('.html') in CLOSELY:
-                args.shots.mkdir(parents=True, exist_ok=True)
-                shot = browser('Page.captureScreenshot', format='png')['data']
-                name = f'{page.removesuffix(".html").replace("/", "_")}_{width}{"_dark" if dark else ""}.png'
-                (args.shots/name).write_bytes(base64.b64decode(shot))
     print(f'{len(pages)} pages looked at, {done} times in all, {time.monotonic()-begun:.0f} s: {bad} faults')
     sys.exit(bool(bad))
 
