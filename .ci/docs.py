@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
@@ -194,9 +195,11 @@ def main():
     links = list(broken(texts, out))
     bad = [f'BROKEN {page}: {target}' for page, target, ok in links if not ok]
     bad += [f'EMPTY {o.path}: its body has hardly a word' for o in pages.values() if len(o.text.split()) < FEWEST]
+    titles = Counter(o.title for o in pages.values())
+    bad += [f'TWICE {o.path}: another page is called {o.title}, too' for o in pages.values() if titles[o.title] > 1]
+    extra = {'llms.txt': '\n\n'.join(llms(pages)), 'api.json': json.dumps(api(), indent=1, sort_keys=True)}
     for folder in (cache, out):
-        (folder/'llms.txt').write_text('\n\n'.join(llms(pages))+'\n', encoding='utf-8')
-        (folder/'api.json').write_text(json.dumps(api(), indent=1, sort_keys=True)+'\n', encoding='utf-8')
+        for name, text in extra.items(): (folder/name).write_text(text+'\n', encoding='utf-8')
     print(f'{len(pages)} pages, {len(links)} internal links')
     for o in bad: print(o)
     sys.exit(bool(bad))
