@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb, much as `nbdev_readme` does, but without Quarto; `--check` only tells whether it is stale"
+"The one way to make README.md, from nbs/index.ipynb (`nbdev_readme` is switched off in settings.ini); `--check` only tells whether it is stale"
 import re
 import sys
 
@@ -16,7 +16,7 @@ class Filter(FilterDefaults):
 
 def readme():
     cfg = get_config()
-    nb = read_nb(cfg.nbs_path/cfg.readme_nb)
+    nb = read_nb(cfg.nbs_path/'index.ipynb')
     Filter()(nb)
     nb = rejoin_lines(nbformat.from_dict(nb))
     nb.metadata['language_info'] = dict(name='python')

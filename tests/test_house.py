@@ -121,7 +121,7 @@ def test_every_notebook_is_in_the_sidebar():
         return [o] if isinstance(o, str) else [o['href']] if 'href' in o else [p for c in o['contents'] for p in pages(c)]
     site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
     nbs = root/'nbs'
-    shown = pages(site['sidebar'])
+    shown = [p for part in site['sidebar'] for p in pages(part)]
     assert sorted(shown)==sorted(p.relative_to(nbs).as_posix() for p in nbs.rglob('*.ipynb') if not any(d[0] in '._' for d in p.relative_to(nbs).parts))
     assert {o['href'] for o in site['navbar']['left']} <= set(shown)
 
