@@ -20,7 +20,7 @@ from ..encoders.backbones import build_backbone
 from ..recognition.verification import plot_roc, tar_at_far
 from ..analysis.similarity import pair_cosines, random_pairs, similarity_to_inquiry
 from ..analysis.variety import embedding_map, frechet_distance
-from .bench import count_flops
+from ..timing import count_flops
 from .arms import (
     Arm, faces_of, generator_numbers, inquiry_embeddings, judge_embeddings, photo_groups,
     recogniser_config, recogniser_similarities, STUDY_FILE, training_history)

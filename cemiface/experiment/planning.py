@@ -24,17 +24,18 @@ from ..recipe import changed, Inputs, Recipe, union_of, volumes_of
 from ..runtime import (
     default_device, free_disk, free_memory, hardware, in_words, kept_bytes, peak_memory, require_room,
     resolve_precision)
+from ..timing import measure
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
 from ..encoders.pretrained import embed, FaceEncoder, load_encoder
 from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.schedule import make_scheduler
-from ..generator.denoiser import build_denoiser
+from ..generator.denoiser import build_denoiser, latent_sizes
 from ..generator.training import step_loss, steps_in_all, TrainingBatch
 from ..recognition.training import HEADS
-from .run import check_files, check_recipe, latent_sizes, run
-from .bench import measure, passes
+from .run import check_files, check_recipe, run
+from .bench import passes
 
 # %% ../../nbs/73_experiment.planning.ipynb #c98dcfc0
 def workload(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FaceUNet', 'side_unit', 'check_unet', 'build_unet', 'modulated', 'unit_rms', 'attention', 'TransformerBlock',
-           'FaceTransformer', 'check_transformer', 'build_transformer', 'Denoiser', 'build_denoiser', 'trial_of']
+           'FaceTransformer', 'check_transformer', 'build_transformer', 'Denoiser', 'build_denoiser', 'latent_sizes',
+           'trial_of']
 
 # %% ../../nbs/33_generator.denoiser.ipynb #c21b3e27
 import math
@@ -20,7 +21,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..core import CemiFaceError
-from ..recipe import ConditionConfig, TransformerConfig, UNetConfig
+from ..recipe import ConditionConfig, Recipe, TransformerConfig, UNetConfig
+from .autoencoder import Autoencoder
 from .condition import Condition
 
 # %% ../../nbs/33_generator.denoiser.ipynb #c490a07d
@@ -254,6 +256,17 @@ def build_denoiser(
     net = build_unet(sizes, condition, size, channels)
     if size//sizes.patch <= 16: net.set_attn_processor(AttnAddedKVProcessor())
     return Denoiser(net, c)
+
+# %% ../../nbs/33_generator.denoiser.ipynb #n7674906
+def latent_sizes(
+    r:Recipe, # with the size of its faces
+    autoencoder:Autoencoder|None=None, # None: pixels, or latents that are planned for
+)->tuple[int, int]: # channels, side
+    "Sizes of what is denoised; where the autoencoder is not known yet, of latents of factor 8 and 32 channels."
+    if autoencoder is not None: return autoencoder.latent_shape(r.faces.size, r.faces.size)[:2]
+    if r.autoencoder == 'none': return 3, r.faces.size
+    unit = side_unit(r.parts.unet)
+    return 32, unit*max(1, r.faces.size//8//unit)
 
 # %% ../../nbs/33_generator.denoiser.ipynb #n6239004
 def trial_of(

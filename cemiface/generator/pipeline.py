@@ -558,7 +558,6 @@ def show_averaged(
     try: show(make(state.denoiser).to(state.accelerator.device), step)
     finally: state.average.restore(weights)
 
-
 # %% ../../nbs/38_generator.pipeline.ipynb #n3898368
 def train_generator(
     faces:FaceSet, # to learn from; labels are used only with training.inquiry = "another"
