@@ -2,39 +2,35 @@
 
     python .ci/gpu.py OUT --photos TRAIN --unseen DEV --identity-encoder F --judge F --autoencoder F [--miniature]
 
-1. generators in latents: three recipes side by side, and a wide one with the GPU to itself, each with its table of
-   similarity, variety and distance to photos of people it has not seen;
+1. generators in latents: the recipe `lfw`, and a wide network, each trained for a given time and then described by a
+   table of similarity, variety and distance to photos of people it has not seen;
 2. images per second of training and sampling, beside the straightforward way and the measured ceiling;
 3. two processes on one GPU give the losses of one.
 
-Each part is a process of its own. It appends lines of JSON to OUT/PART.jsonl as soon as it knows something, so that a
-limit of time loses only what has not been measured yet. `--miniature` rehearses all of it on a processor.
+Each part is a process of its own, with the GPU to itself. It appends lines of JSON to OUT/PART.jsonl as soon as it knows
+something, so that a limit of time loses only what has not been measured yet. How long a training may be is decided by
+the time that its first steps take. `--miniature` rehearses all of it on a processor.
 """
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 START = time.monotonic()
-MUON = ['training.optimiser=muon', 'training.lr=1.5e-3', 'training.compile=true']
-MATCHING = MUON+['training.similarity_fraction=0.125']
-STEPS = dict(                              # what differs from the recipe `lfw`
-    muon=MUON,
-    matching=[*MATCHING, 'loss.lam=0.05', 'training.epochs=56'],      # as long as `muon` on a processor
-    strong=[*MATCHING, 'loss.lam=0.2', 'training.epochs=56'],
-    longer=[*MATCHING, 'loss.lam=0.05'],
-    wide=['transformer.width=768', 'transformer.depth=12', 'transformer.heads=12', 'training.batch=256',
-          *MATCHING, 'loss.lam=0.05', 'training.lr=1e-3', 'training.compile=false', 'training.epochs=24'])
-SMALL = ['transformer.width=32', 'transformer.depth=1', 'transformer.heads=2', 'training.batch=16', 'training.warmup=0',
-         'training.epochs=3', 'training.compile=false']
-
-
-# `warm` compiles what `bench_compiled` measures later, when it has the GPU to itself
-PARTS = 'encode@60,muon+matching+strong+longer+processes+warm@300,bench@375,bench_compiled@430,wide'
+MUON = ['training.optimiser=muon', 'training.lr=1.5e-3']
+WIDE = ['transformer.width=768', 'transformer.depth=12', 'transformer.heads=12']
+RECIPES = dict(                            # what differs from the recipe `lfw`
+    lfw=MUON,
+    matching=[*MUON, 'training.similarity_fraction=0.125', 'loss.lam=0.05'],
+    wide=[*WIDE, *MUON, 'training.batch=256', 'training.lr=1e-3'])
+SMALL = ['transformer.width=32', 'transformer.depth=1', 'transformer.heads=2', 'training.batch=16', 'training.warmup=0']
+PARTS = 'encode@45:0,lfw@160:60,wide@370:150,bench@430:0,bench_compiled@490:0,processes@540:0'
 
 
 def tell(part, **facts):
@@ -49,17 +45,17 @@ def parsed():
     p.add_argument('out', type=Path)
     for name in ('photos', 'unseen', 'identity-encoder', 'judge', 'autoencoder'): p.add_argument(f'--{name}', required=True)
     p.add_argument('--miniature', action='store_true')
-    p.add_argument('--few', action='store_true', help='measure little, to see whether it works')
-    p.add_argument('--part', help='one part only: encode, a name of STEPS, bench, processes, or one_of_two')
-    p.add_argument('--parts', default=PARTS, help='in turn; + means side by side; @ until when, in seconds')
+    p.add_argument('--part', help='one part only: encode, a name of RECIPES, bench, bench_compiled, or processes')
+    p.add_argument('--parts', default=PARTS, help='PART@UNTIL:TRAINING, in turn: when a part must end, and how long it may train; '
+                                                  'in seconds')
+    p.add_argument('--training', type=float, default=60, help='seconds of training, of one part')
     p.add_argument('--set', action='append', default=[], help='a value of the recipe of every generator')
-    p.add_argument('--seconds', type=float, default=520, help='when to stop')
     return p.parse_args()
 
 
 def recipe_of(args, name):
     from cemiface.recipe import changed, load_recipe
-    return changed(load_recipe('lfw'), STEPS[name]+(SMALL if args.miniature else [])+args.set)
+    return changed(load_recipe('lfw'), RECIPES[name]+(SMALL if args.miniature else [])+args.set)
 
 
 def photos_of(args, folder):
@@ -149,20 +145,38 @@ def sheet(path, rows):
     Image.fromarray(np.concatenate([np.concatenate(list(r.transpose(0, 2, 3, 1)), 1) for r in rows])).save(path, quality=85)
 
 
+def fitted(args, recipe, photos, eid, autoencoder):
+    "The recipe with as many epochs as fit the time, from the time of its first steps"
+    from cemiface.generator.autoencoder import encode_set
+    from cemiface.generator.training import train_denoiser
+    from cemiface.recipe import changed
+    latents, batch = encode_set(autoencoder, photos, OUT/'cache'), recipe.training.batch
+    def seconds(steps):
+        brief, start = changed(recipe, [f'training.epochs={steps*batch/len(photos)}', 'training.warmup=0']), time.monotonic()
+        with tempfile.TemporaryDirectory() as d: train_denoiser(latents, eid, brief.parts, d, OUT/'cache')
+        return time.monotonic()-start
+    few, many = (1, 4) if args.miniature else (20, 80)
+    seconds(few)                                                # the first one loads and allocates
+    rate = batch*(many-few)/max(1e-3, -seconds(few)+seconds(many))
+    return changed(recipe, [f'training.epochs={max(batch, rate*args.training)/len(photos)}']), rate
+
+
 def generator(args, name):
+    import numpy as np
     import torch
     from cemiface.encoders.pretrained import load_encoder
     from cemiface.generator.autoencoder import load_autoencoder
     from cemiface.generator.pipeline import train_generator
     from cemiface.runtime import default_device, hardware
-    recipe, device = recipe_of(args, name), default_device()
+    device = default_device()
     photos, unseen = photos_of(args, args.photos), photos_of(args, args.unseen)
     eid, judge, autoencoder = load_encoder(args.identity_encoder), load_encoder(args.judge), load_autoencoder(args.autoencoder)
-    tell(name, hardware=hardware(), faces=len(photos), torch=torch.__version__, sets=STEPS[name]+args.set)
+    recipe, rate = fitted(args, recipe_of(args, name), photos, eid, autoencoder)
+    tell(name, hardware=hardware(), torch=torch.__version__, faces=len(photos), images_per_second=rate,
+        epochs=recipe.training.epochs, sets=RECIPES[name]+args.set)
 
     start = time.monotonic()
-    pipe = train_generator(photos, eid, recipe.parts, OUT/'generators'/name, autoencoder=autoencoder,
-        cache=OUT/'cache').to(device)
+    pipe = train_generator(photos, eid, recipe.parts, OUT/'generators'/name, autoencoder, cache=OUT/'cache').to(device)
     seconds, views = time.monotonic()-start, pipe.config.trained['views']
     log = [json.loads(line) for line in (OUT/'generators'/name/'training'/'log.jsonl').read_text().splitlines()]
     millions = sum(p.numel() for p in pipe.unet.parameters())/1e6
@@ -170,12 +184,12 @@ def generator(args, name):
         last=log[-1])
 
     table, base = Table(args, pipe, judge.to(device), unseen), recipe.sampling
-    tell(name, photos=table.row(__import__('numpy').concatenate([table.images]*2)))
+    tell(name, photos=table.row(np.concatenate([table.images]*2)))
     def row(full=False, m=1., control='sphere', **changes):
         faces = table.drawn(replace(base, **changes), m, control)
         tell(name, m=m, control=control, **changes, **table.row(faces, full))
         return faces[:12]
-    pictures, some = [table.images[:12]], slice(0, 1 if args.miniature or args.few else None)
+    pictures, some = [table.images[:12]], slice(0, 1 if args.miniature else None)
     for g in (1., 1.5, 2., 2.5, 3., 4.)[some]:
         pictures.append(row(guidance=g, full=True))
         sheet(OUT/f'{name}.jpg', pictures)
@@ -194,7 +208,7 @@ def bench_parts(args, what):
     from cemiface.generator.autoencoder import load_autoencoder
     from cemiface.recipe import changed, load_recipe
     autoencoder = load_autoencoder(args.autoencoder)
-    latent = ['transformer.width=768', 'transformer.depth=12', 'transformer.heads=12', 'training.precision=bf16',
+    latent = [*WIDE, 'training.precision=bf16',
               'sampling.precision=bf16', 'training.batch=512', 'sampling.batch=512', 'sampling.steps=4', 'sampling.guidance=1.0']
     tiny = ['faces.size=32', 'training.batch=4', 'sampling.batch=4', 'recogniser.batch=4', 'sampling.steps=2', 'training.precision=no',
             'sampling.precision=no', 'recogniser.precision=fp32']
@@ -202,15 +216,17 @@ def bench_parts(args, what):
     pixels = tiny+['unet.channels=[32,32]', 'unet.groups=8', 'unet.head_width=8', 'recogniser.arch=mobilefacenet'] if args.miniature else []
     compiled = what != 'bench'
     either = [f'{o}.compile={str(compiled).lower()}' for o in ('training', 'sampling', 'recogniser')]
-    repeats, naive = 1 if what == 'warm' else 3, not compiled and not args.few
     def rows(name, sets, work, with_=None):
-        try: found = bench([changed(load_recipe(name), sets+either)], [work], naive, None, repeats, autoencoder=with_)
+        try: found = bench([changed(load_recipe(name), sets+either)], [work], not compiled, None, autoencoder=with_)
         except Exception as e: tell(what, recipe=name, work=work, failed=f'{type(e).__name__}: {e}'[:300])
         else: tell(what, **found['rows'][0], ceilings=found['ceilings_tflops'])
-    for name, sets, work, with_ in (('paper', pixels, 'train', None), ('lfw', latent, 'train', autoencoder),
-            ('paper', pixels, 'sample', None), ('lfw', latent, 'sample', autoencoder), ('paper', pixels, 'recogniser', None),
-            ('lfw', latent+([] if args.miniature else ['sampling.batch=256']), 'generate', autoencoder), ('lfw', SMALL+tiny[1:-1] if args.miniature else [], 'train', autoencoder)):
-        rows(name, sets, work, with_)
+    generate = latent+([] if args.miniature else ['sampling.batch=256'])
+    rows('paper', pixels, 'train')
+    rows('lfw', latent, 'train', autoencoder)
+    rows('paper', pixels, 'sample')
+    rows('lfw', latent, 'sample', autoencoder)
+    rows('paper', pixels, 'recogniser')
+    rows('lfw', generate, 'generate', autoencoder)
 
 
 # ---- two processes
@@ -222,7 +238,7 @@ def losses(args, name, ranks):
     command = [sys.executable, __file__, *sys.argv[1:], '--part', f'one_of_{name}', *(f'--set={o}' for o in sets)]
     running = []
     for rank in range(ranks):
-        env = common | dict(RANK=str(rank), LOCAL_RANK=str(rank)) if ranks > 1 else dict(os.environ)
+        env = common | dict(RANK=str(rank), LOCAL_RANK='0')    # the same GPU if ranks > 1 else dict(os.environ)
         running.append(subprocess.Popen(command, env=env))
     return max(p.wait() for p in running)
 
@@ -232,7 +248,7 @@ def one_of(args, name):
     from cemiface.encoders.pretrained import load_encoder
     from cemiface.generator.autoencoder import encode_set, load_autoencoder
     from cemiface.generator.training import train_denoiser
-    recipe = recipe_of(args, 'muon')
+    recipe = recipe_of(args, 'lfw')
     if 'RANK' in os.environ: torch.distributed.init_process_group('gloo')      # NCCL wants a GPU for each process
     photos = photos_of(args, args.photos)
     latents = encode_set(load_autoencoder(args.autoencoder), photos, OUT/'cache')
@@ -250,24 +266,17 @@ def processes(args):
 
 
 def main(args):
-    "All parts, each in processes of its own; says at the end what failed"
-    failed, base = [], [sys.executable, __file__, *sys.argv[1:]]
-    for group in args.parts.split(','):
-        group, _, until = group.partition('@')
-        until = min(args.seconds, float(until or args.seconds))
-        left = until-(time.monotonic()-START)
-        if left < 5: failed.append(f'{group}: no time left')
-        else:
-            running = {name: subprocess.Popen([*base, '--part', name]) for name in group.split('+')}
-            for name, p in running.items():
-                try: code = p.wait(max(.1, until-(time.monotonic()-START)))
-                except subprocess.TimeoutExpired:
-                    p.kill()
-                    code = 'stopped by the limit of time'
-                if code: failed.append(f'{name}: {code}')
-        print(f'-- {group}: {time.monotonic()-START:.0f} s', flush=True)
+    "All parts in turn; says at the end what failed"
+    failed = []
+    for part in args.parts.split(','):
+        name, until, training = re.fullmatch(r'(\w+)@(\d+):(\d+)', part).groups()
+        command = [sys.executable, __file__, *sys.argv[1:], '--part', name, '--training', '1' if args.miniature else training]
+        try: code = subprocess.run(command, timeout=max(.1, float(until)-(time.monotonic()-START))).returncode
+        except subprocess.TimeoutExpired: code = 'stopped by the limit of time'
+        if code: failed.append(f'{name}: {code}')
+        print(f'-- {name}: {time.monotonic()-START:.0f} s', flush=True)
     print('failed: '+', '.join(failed) if failed else 'all parts ended')
-    return bool(failed) and args.miniature
+    return bool(failed)
 
 
 if __name__ == '__main__':
@@ -276,7 +285,7 @@ if __name__ == '__main__':
     OUT.mkdir(parents=True, exist_ok=True)
     part = arguments.part
     if not part: sys.exit(main(arguments))
-    if part in STEPS: generator(arguments, part)
-    elif part in ('bench', 'bench_compiled', 'warm'): bench_parts(arguments, part)
+    if part in RECIPES: generator(arguments, part)
+    elif part in ('bench', 'bench_compiled'): bench_parts(arguments, part)
     elif part.startswith('one_of_'): one_of(arguments, part.removeprefix('one_of_'))
     else: dict(encode=encode, processes=processes)[part](arguments)

@@ -42,7 +42,7 @@ from ..generator.autoencoder import Autoencoder, denoised_shape, encode_set
 from ..generator.schedule import (
     add_noise, make_sampler, make_scheduler, noise_fraction, predict_x0, set_steps, target)
 from ..generator.condition import face_rng
-from ..generator.denoiser import build_denoiser, Denoiser, FaceUNet, side_unit
+from ..generator.denoiser import build_denoiser, Denoiser, FaceUNet, side_unit, trial_of
 from ..generator.losses import diffusion_mse, DISTANCES, similarity_matching
 from ..generator.training import (
     backward, compile_denoiser, draw_step, gradient_norm, NonFinite, open_training, TrainingBatch, TrainingData)
@@ -70,6 +70,13 @@ def sized(
         values |= {f'{o}.batch': batch, f'{o}.precision': precision, f'{o}.compile': compile}
     return changed(recipe, [f'{key}={str(v).lower()}' for key, v in values.items() if v is not None])
 
+# %% ../../nbs/72_experiment.bench.ipynb #n1438101
+def with_precisions(recipe, trial, device):
+    "The recipe with what `auto` means here, so that all that is compared computes in the same way"
+    asked = {o: getattr(recipe, o).precision for o in ('training', 'sampling')}
+    found = {o: resolve_precision(v, device, trial) for o, v in asked.items()}
+    return changed(recipe, [f'{o}.precision={v}' for o, v in found.items()])
+
 # %% ../../nbs/72_experiment.bench.ipynb #ca179125
 @dataclass
 class Setting:
@@ -90,7 +97,8 @@ class Setting:
                                 if self.autoencoder is None else f'recipe {r.name} works in pixels; '
                                 'leave --autoencoder out')
         channels, _, side = self.autoencoder.latent_shape(size, size) if self.autoencoder else (3, size, size)
-        build_denoiser(r.parts.unet, r.condition, 2, side, channels)    # refuses what does not fit
+        net = build_denoiser(r.parts.unet, r.condition, 2, side, channels)    # refuses what does not fit
+        self.recipe = r = with_precisions(r, partial(trial_of, net, (channels, side, side)), self.device)
         usual = 'ir50' if size >= 112 else 'mobilefacenet'
         self.eid = self.eid or (r.identity_encoder.arch if r.faces.source == 'toy' else usual)
         torch.manual_seed(0)
@@ -194,12 +202,11 @@ def plain_denoiser(
     return net
 
 def autocast(
-    precision, # as recipes have it
+    precision, # as a Setting's recipe has it
     device, # where to compute
 ): # context
     "Autocast to bf16 where that is the precision"
-    bf16 = resolve_precision(precision, device) == 'bf16'
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == 'bf16')
 
 # %% ../../nbs/72_experiment.bench.ipynb #c67139ea
 def naive_train_job(
