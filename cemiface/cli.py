@@ -80,6 +80,7 @@ OPTIONS = dict(
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
     guidance=dict(type=number_in(float, 0), metavar='G', help='classifier-free guidance (1, or as calibrated)'),
+    guidance_interval=dict(type=number_in(float, 0), nargs=2, metavar=('LOW', 'HIGH'), help='t/T that is guided; 1 is noise (0 1)'),
     similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
                                                            'or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
@@ -137,7 +138,7 @@ COMMON, LAB = 'device precision', 'faces identity_encoder judge pairs images inq
 
 EID = '--identity-encoder eid.safetensors'
 
-DRAWING = 'guidance similarity_guidance steps eta seed batch'
+DRAWING = 'guidance guidance_interval similarity_guidance steps eta seed batch'
 
 # %% ../nbs/82_cli.ipynb #n7583494
 VERBS = {

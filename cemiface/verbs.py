@@ -151,6 +151,7 @@ def sampling_of(
     "How faces are drawn"
     given = dict(steps=a.steps, eta=a.eta, guidance=a.guidance, similarity_guidance=a.similarity_guidance,
         batch=a.batch, precision=a.precision, compile=getattr(a, 'compile', None))
+    if a.guidance_interval: given |= dict(zip(('guidance_low', 'guidance_high'), a.guidance_interval))
     given = {k: v for k, v in given.items() if v is not None}
     return from_dict(SamplingConfig, given, 'the arguments')
 

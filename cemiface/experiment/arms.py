@@ -546,7 +546,7 @@ def similarities_achieved(
 )->list[float]:
     "What is achieved on the other half of the inquiries when these similarities are requested"
     c, half, found = calibration, lab.inquiries.images[len(lab.inquiries)//2:], []
-    sampling = replace(lab.recipe.sampling, guidance=c.guidance, similarity_guidance=c.similarity_guidance)
+    sampling = c.guided(lab.recipe.sampling)
     pipe, seed = for_sampling(pipeline_of(lab, '', number), sampling), lab.recipe.seed+9
     for goal in goals:
         request = SetRequest(

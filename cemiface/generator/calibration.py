@@ -37,6 +37,8 @@ class Calibration:
     guidance:float
     similarity_guidance:float
     seed:int
+    guidance_low:float = 0. # the interval that was guided
+    guidance_high:float = 1.
 
     def __post_init__(self):
         if not len(self.m) == len(self.mean) == len(self.std) > 1 or sorted(set(self.m)) != self.m:
@@ -62,6 +64,14 @@ def m_for(self:Calibration,
                             f'[{np.ceil(low*1e3)/1e3:g}, {np.floor(high*1e3)/1e3:g}] by the judge '
                             f'{self.judge[:8]}')
     return round(brentq(lambda m: self.curve(m)-similarity, self.m[0], self.m[-1]), 4)
+
+@patch
+def guided(self:Calibration,
+    sampling:SamplingConfig, # how faces are to be drawn
+)->SamplingConfig: # with the guidance that was calibrated
+    "The same, guided as for the calibration"
+    keys = 'guidance', 'guidance_low', 'guidance_high', 'similarity_guidance'
+    return replace(sampling, **{k: getattr(self, k) for k in keys})
 
 # %% ../../nbs/37_generator.calibration.ipynb #c015
 def achieved(
@@ -118,4 +128,5 @@ def calibrate(
     mean, std = (np.round(f((1, 2)).astype(float), 4).tolist() for f in (cosines.mean, cosines.std))
     return Calibration(control, levels, mean, std, round(half_error(cosines), 4), len(inquiries), per_face,
         judge.fingerprint, pipe.weights_fingerprint, sampling.steps, float(sampling.eta),
-        float(sampling.guidance), float(sampling.similarity_guidance), seed)
+        float(sampling.guidance), float(sampling.similarity_guidance), seed,
+        float(sampling.guidance_low), float(sampling.guidance_high))

@@ -153,7 +153,7 @@ def calibrated(
     if (sampling.steps, sampling.eta) != (c.steps, c.eta):
         log(f'{control} control was calibrated at {c.steps} steps and eta = {c.eta:g}; '
             'at others the achieved similarity is somewhat different')
-    sampling = replace(sampling, guidance=c.guidance, similarity_guidance=c.similarity_guidance)
+    sampling = c.guided(sampling)
     return replace(request, m=c.m_for(request.similarity), similarity=None, sampling=sampling)
 
 @patch
