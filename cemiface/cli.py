@@ -57,7 +57,7 @@ OPTIONS = dict(
     sets=dict(metavar='SECTION.KEY=VALUE', action='append', help='change one value of the recipe'),
     quiet=switch('no progress bars'), json=switch('print one JSON object on standard output'),
     device=dict(choices=['auto', 'cpu', 'cuda'], default='auto', help='where to compute'),
-    precision=dict(choices=['auto', 'no', 'bf16', 'fp16'], help='mixed precision of the generator'),
+    precision=dict(choices=['auto', 'no', 'bf16', 'fp16'], metavar='PRECISION', help='of the generator: auto, no, bf16, fp16'),
     faces=dict(help=f'training photos: {PHOTOS}'),
     identity_encoder=dict(help='weights of E_id, or the name of a shipped one'),
     judge=dict(help='weights of an independent face encoder'),
@@ -81,8 +81,7 @@ OPTIONS = dict(
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
     guidance=dict(type=number_in(float, 0), metavar='G', help='classifier-free guidance (1, or as calibrated)'),
     guidance_interval=dict(type=number_in(float, 0), nargs=2, metavar=('LOW', 'HIGH'), help='t/T that is guided; 1 is noise (0 1)'),
-    similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control: above 1, away from m = 1 (1, '
-                                                           'or as calibrated)'),
+    similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control, away from m = 1 (1, or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
     eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),
     seed=dict(type=natural, default=0, help='decides noise and directions (0)'),

@@ -259,13 +259,16 @@ def test_fastai_export(learn):
 
 def test_damaged_training_state(learn):
     import torch
-    from cemiface.recognition.training import restore_learner
+    from cemiface.recognition.training import kept_state, restore_learner
     good = dict(format_version=1, key='k', rows=[], model=learn.model.state_dict(), opt=learn.opt.state_dict())
+    def restored(o):
+        path = saved(o, 'a.state')
+        return restore_learner(learn, kept_state(path, 'k'), path)
     for bad in ({'model': {}}, {'model': 3}, {'opt': {}}, {'opt': None}, {'rows': 3}, {'model': {k: v[:0] for k, v in good['model'].items() if v.dim()}}):
-        assert 'damaged' in told(restore_learner, learn, saved(good|bad, 'a.state'), 'k'), bad
-    for o in (3, [], None, {}): assert 'another run' in told(restore_learner, learn, saved(o, 'a.state'), 'k')
-    assert 'format_version' in told(restore_learner, learn, saved(good|dict(format_version=99), 'a.state'), 'k')
-    assert restore_learner(learn, saved(good, 'a.state'), 'k') == 0 and torch.isfinite(learn.get_preds()[0]).all()
+        assert 'damaged' in told(restored, good|bad), bad
+    for o in (3, [], None, {}): assert 'another run' in told(restored, o)
+    assert 'format_version' in told(restored, good|dict(format_version=99))
+    assert restored(good) == 0 and torch.isfinite(learn.get_preds()[0]).all()
 
 # Kept embeddings, and faces that are none
 

@@ -365,7 +365,11 @@ class NonFinite:
 # %% ../../nbs/35_generator.training.ipynb #n7624896
 class GuardedMuon(torch.optim.Muon):
     "Muon that leaves out a step whose `found_inf` is 1, as the fused AdamW does"
-    def step(self, closure=None): return None if self.found_inf else super().step(closure)
+    def step(self,
+        closure=None, # as for torch's optimisers
+    ): # what it returns; None where the step is left out
+        "One step, where the gradient is finite"
+        return None if self.found_inf else super().step(closure)
 
 def optimisers_of(
     denoiser:Denoiser, # whose weights are trained
