@@ -7,6 +7,7 @@ from pathlib import Path
 
 TITLES = {
     'another-photo': 'Conditioned on another photo of the person',
+    'autoencoder': 'What does an autoencoder cost in identity?',
     'backbone': 'Does a larger recogniser gain?',
     'calibration': 'Does a face get the similarity that was asked for?',
     'centres': 'Centres of identities as inquiries',

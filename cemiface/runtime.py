@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'hardware', 'default_device', 'processes', 'as_first', 'threads', 'workers', 'slices_of',
-           'prefetch', 'measured', 'matrix_product', 'fast_precision', 'resolve_precision', 'try_compile', 'reset_peak',
-           'peak_memory', 'kept_bytes', 'planned', 'container_memory', 'limited_memory', 'free_memory', 'free_disk',
-           'in_words', 'require_room']
+           'prefetch', 'times_by_precision', 'matrix_product', 'fast_precision', 'resolve_precision', 'try_compile',
+           'reset_peak', 'peak_memory', 'kept_bytes', 'planned', 'container_memory', 'limited_memory', 'free_memory',
+           'free_disk', 'in_words', 'require_room']
 
 # %% ../nbs/02_runtime.ipynb #cc8033b9
 import contextlib
@@ -128,7 +128,7 @@ def prefetch(
 if 'IN_TEST' in os.environ and 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
 
 # %% ../nbs/02_runtime.ipynb #c54dfd64
-def measured(
+def times_by_precision(
     work:Callable, # does a little of what is to be done, at precision `no` or `bf16`
     seconds:float=1., # about how long; three rounds at least
 )->dict[str, float]: # precision -> seconds, a median
@@ -153,7 +153,7 @@ def matrix_product(
 # %% ../nbs/02_runtime.ipynb #n1801366
 def fast_precision(
     says:dict, # what torch.cpu.get_capabilities says: name -> is it there?
-    measure:Callable, # gives the times of `measured`; called only where that is not enough
+    measure:Callable, # gives the times of `times_by_precision`; called only where that is not enough
 )->str: # `bf16` or `no`
     "What a processor is faster at: bf16 with AMX, no without any bf16; else bf16 if that saves a tenth"
     if says.get('amx_bf16'): return 'bf16'
@@ -170,7 +170,7 @@ def resolve_precision(
     if requested != 'auto': return requested
     kind = torch.device(device).type
     if kind == 'cpu':
-        def measure(): return measured(trial() if trial else matrix_product)
+        def measure(): return times_by_precision(trial() if trial else matrix_product)
         return fast_precision(torch.cpu.get_capabilities(), measure)
     return 'bf16' if kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
 

@@ -314,7 +314,8 @@ def hunt(name, cases, folder):
     (d/'result.json').write_text(json.dumps(facts))
 
 # A value out of range in a recipe is told by its key, not by the file
-recipe_words = 'toy autoencoder denoiser identity_encoder schedule unet condition loss training inquiries sampling generation recogniser study faces seed name about'.split()
+recipe_words = ('toy autoencoder denoiser identity_encoder schedule unet condition loss training inquiries sampling generation '
+    'recogniser study faces seed name about').split()
 
 @pytest.mark.parametrize('name', FORMATS)
 def test_fuzz(name, tmp_path, request):

@@ -26,7 +26,7 @@ def decided(env, out):
     parts = replace(load_recipe('toy').parts, training=TrainingConfig(epochs=.5, batch=12, precision='auto', compile=True))
     def compile(self, mode=None):
         if rank: raise RuntimeError('no compiler')
-    with (patch.object(torch.cpu, 'get_capabilities', lambda: HALF_WAY), patch.object(runtime, 'measured', lambda work: times),
+    with (patch.object(torch.cpu, 'get_capabilities', lambda: HALF_WAY), patch.object(runtime, 'times_by_precision', lambda work: times),
           patch.object(torch.nn.Module, 'compile', compile)):
         computed = train_denoiser(toy_faces(12, 4), FaceEncoder.of('toy'), parts, out/'state', cpu=True)[2]
         pipe, request = load_generator('toy'), SetRequest(1., sampling=SamplingConfig(precision='auto'))

@@ -274,7 +274,7 @@ def trial_of(
     shape:tuple, # of what is denoised, (c,h,w)
     faces:int=4, # at once
 )->Callable: # of a precision, `no` or `bf16`
-    "What `measured` of the runtime takes: a forward pass, and in training a backward pass."
+    "What `times_by_precision` takes: a forward pass, and in training a backward pass."
     weights, ones = list(denoiser.parameters()), torch.ones(faces)
     x, e = torch.ones(faces, *shape), torch.ones(faces, denoiser.condition.config.dim)
     def work(precision):
