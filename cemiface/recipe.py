@@ -391,6 +391,11 @@ class SamplingConfig:
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')
 
+    def __post_init__(self):
+        if self.guidance_low <= self.guidance_high: return
+        raise CemiFaceError(f'guidance_low = {self.guidance_low:g} is above guidance_high = {self.guidance_high:g}; '
+                            'nothing would be guided, so exchange them')
+
 # %% ../nbs/01_recipe.ipynb #n3025575
 @dataclass
 class GenerationConfig:
@@ -506,7 +511,11 @@ class Recipe:
     recogniser:CosFaceConfig = field(default_factory=CosFaceConfig)
     study:StudyConfig = field(default_factory=StudyConfig)
 
-    def __post_init__(self): check_name('name', self.name)
+    def __post_init__(self):
+        check_name('name', self.name)
+        if self.training.optimiser == 'muon' and self.denoiser != 'transformer':
+            raise CemiFaceError('training.optimiser = "muon" is for the matrices of a transformer; set '
+                                'denoiser = "transformer", or training.optimiser = "adamw"')
 
     @property
     def parts(self)->GeneratorParts:

@@ -145,9 +145,9 @@ def calibrated(
     if c is None:
         raise CemiFaceError(f'this generator has no calibration of {control} control; '
                             'make one with cemiface calibrate, or ask for m')
-    for key in ('guidance', 'similarity_guidance'):
+    for key, unasked in dict(guidance=1, guidance_low=0, guidance_high=1, similarity_guidance=1).items():
         asked, known = getattr(sampling, key), getattr(c, key)
-        if asked not in (1, known):
+        if asked not in (unasked, known):
             raise CemiFaceError(f'{key} = {asked}, but {control} control was calibrated at {known}; '
                                 'leave it out, or calibrate again')
     if (sampling.steps, sampling.eta) != (c.steps, c.eta):
