@@ -80,15 +80,8 @@ def encode(args):
 
 # ---- one generator, and how good it is
 
-def interval(values, rng, tries=1000):
-    "A mean of people, with its 95% interval"
-    import numpy as np
-    means = values[rng.integers(0, len(values), (tries, len(values)))].mean(1)
-    return [round(float(v), 4) for v in (values.mean(), *np.quantile(means, [.025, .975]))]
-
-
 def frechet(a, b):
-    "Between the Gaussians of two sets of features, (n,d) each"
+    "Between the Gaussians of two sets of features, (n,d) each, of which those of the photos are computed once"
     import numpy as np
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.sqrt(np.linalg.eigvals(ca@cb).astype(complex)).real.sum()
@@ -121,28 +114,18 @@ class Table:
 
     def row(self, x, full=False):
         import numpy as np
-        n, rng = len(self.images), np.random.default_rng(0)
-        f = self.embed(self.judge, x)
-        own = (f.reshape(-1, n, f.shape[1])*self.e_judge).sum(2)
-        first, second = f[:n], f[n:2*n]
-        e = self.embed(self.pipe.identity_encoder, x).reshape(-1, n, self.e.shape[1])
-        e_own = (e*(self.e/np.linalg.norm(self.e, axis=1, keepdims=True))).sum(2)
-        hit = ((f@self.e_judge.T).argmax(1).reshape(-1, n) == np.arange(n))
-        cross = first@second.T
-        within = np.diag(cross)
-        facts = dict(own=own.mean(), e_id=e_own.mean(), rank1=hit.mean(), within=within.mean(),
-            between=(cross.sum()-np.trace(cross))/(n*(n-1)), frechet=frechet(f, self.e_unseen), std=x.std()/self.std)
+        from cemiface.analysis.similarity import between_identity, rank1, similarity_to_inquiry, within_identity
+        from cemiface.recognition.verification import bootstrap_interval
+        n = len(self.images)
+        who, f = np.arange(len(x))%n, self.embed(self.judge, x)
+        own = similarity_to_inquiry(f, self.e_judge, who)
+        e_own = similarity_to_inquiry(self.embed(self.pipe.identity_encoder, x), self.e, who)
+        facts = dict(own=own.mean(), e_id=e_own.mean(), rank1=rank1(f, who, self.e_judge), within=within_identity(f, who),
+            between=between_identity(f, who), frechet=frechet(f, self.e_unseen), std=x.std()/self.std)
         out = {k: round(float(v), 4) for k, v in facts.items()}
-        if full: out |= dict(own_interval=interval(own.mean(0), rng), rank1_interval=interval(hit.mean(0), rng),
-            within_interval=interval(within, rng))
-        return out
-
-
-def sheet(path, rows):
-    "A picture of rows of faces, uint8 (n,3,h,w) each"
-    import numpy as np
-    from PIL import Image
-    Image.fromarray(np.concatenate([np.concatenate(list(r.transpose(0, 2, 3, 1)), 1) for r in rows])).save(path, quality=85)
+        if not full: return out
+        pairs = (f[:n]*f[n:2*n]).sum(1)                           # the first two faces of each
+        return out | dict(own_interval=bootstrap_interval(own, who, who), within_interval=bootstrap_interval(pairs, who[:n], who[:n]))
 
 
 def fitted(args, recipe, photos, eid, autoencoder):
@@ -167,6 +150,7 @@ def generator(args, name):
     from cemiface.encoders.pretrained import load_encoder
     from cemiface.generator.autoencoder import load_autoencoder
     from cemiface.generator.pipeline import train_generator
+    from cemiface.plots import face_grid
     from cemiface.runtime import default_device, hardware
     device = default_device()
     photos, unseen = photos_of(args, args.photos), photos_of(args, args.unseen)
@@ -192,7 +176,7 @@ def generator(args, name):
     pictures, some = [table.images[:12]], slice(0, 1 if args.miniature else None)
     for g in (1., 1.5, 2., 2.5, 3., 4.)[some]:
         pictures.append(row(guidance=g, full=True))
-        sheet(OUT/f'{name}.jpg', pictures)
+        face_grid(np.concatenate(pictures), len(pictures[0])).save(OUT/f'{name}.jpg', quality=85)
     for low, high in ((0, .8), (.2, 1), (.1, .8), (.2, .9), (.3, .8))[some]:
         for g in (3., 4.)[some]: row(guidance=g, guidance_low=float(low), guidance_high=float(high))
     for steps in (2, 4, 8, 50)[some]:
