@@ -86,6 +86,8 @@ def child(args, folder, out, err):
     p.start()
     return p
 
+HANG = 1800     # seconds, far more than the slowest machine needs: it ends what hangs, and measures nothing
+
 class Command:
     "A command that was started: `kill` it, or `wait` for its exit code and outputs"
     count = 0
@@ -96,9 +98,9 @@ class Command:
         self.process = _forks.Process(target=_child, args=([str(o) for o in args], folder, env or {}, stop, self.names))
         self.process.start()
     def kill(self, sig): os.kill(self.process.pid, sig)
-    def wait(self, timeout=300):
-        self.process.join(timeout)
-        if self.process.exitcode is None: self.process.kill(); pytest.fail(f'no end after {timeout} s')
+    def wait(self):
+        self.process.join(HANG)
+        if self.process.exitcode is None: self.process.kill(); pytest.fail(f'no end after {HANG} s')
         out, err = (o.read_text() for o in self.names)
         return SimpleNamespace(code=self.process.exitcode, out=out, err=err)
 
@@ -118,16 +120,16 @@ def fork(does, *args):
     p.start()
     return p
 
-def in_process(does, *args, timeout=100):
+def in_process(does, *args):
     "Call it, and wait for its end; one that hangs is killed"
-    p = fork(does, *args); p.join(timeout)
-    if p.exitcode is None: p.kill(); pytest.fail(f'no end after {timeout} s')
+    p = fork(does, *args); p.join(HANG)
+    if p.exitcode is None: p.kill(); pytest.fail(f'no end after {HANG} s')
     assert p.exitcode==0
 
-def shell(*args, cwd, module='cemiface.cli', timeout=200, **env):
+def shell(*args, cwd, module='cemiface.cli', **env):
     "`python -m cemiface.cli args...`, from scratch"
     cmd = [sys.executable, '-m', module, *map(str, args)]
-    r = subprocess.run(cmd, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=timeout)
+    r = subprocess.run(cmd, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=HANG)
     return SimpleNamespace(code=r.returncode, out=r.stdout, err=r.stderr)
 
 # Fixtures

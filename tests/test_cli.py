@@ -158,7 +158,7 @@ def test_bench(cemiface, tmp_path):
     refused(cemiface('bench', '-r', 'toy', '--size', 25), 'faces.size = 25')
 
 def test_from_scratch(tmp_path):
-    r = shell('--help', cwd=tmp_path, timeout=10)
+    r = shell('--help', cwd=tmp_path)
     assert r.code==0 and 'train-generator' in r.out
     refused(shell('demo', '--seeds', 0, cwd=tmp_path), '--seeds', 'outside')
     refused(shell('sing', cwd=tmp_path), 'sing')

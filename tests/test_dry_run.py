@@ -43,7 +43,7 @@ def test_paper_at_full_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     in_process(big_faces)
     before = contents(tmp_path)
-    r = shell('run', '-r', 'paper', '--dry-run', '--faces', 'photos', '--identity-encoder', 'eid', '--device', 'cpu', '--json', cwd=tmp_path, timeout=600)
+    r = shell('run', '-r', 'paper', '--dry-run', '--faces', 'photos', '--identity-encoder', 'eid', '--device', 'cpu', '--json', cwd=tmp_path)
     assert r.code==0, r.err
     p = as_json(r.out)
     assert p['trial']['peak_memory_bytes'] < 16e9 and p['memory']['generator']['weights']==4*87_525_507

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import contents, fork, in_process, root, sets
+from conftest import HANG, contents, fork, in_process, root, sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import Hang, mutate, watch
@@ -157,7 +157,7 @@ def hunt(name, cases, folder):
         text = [p for p in files if p.suffix.startswith('.json')]
         change(r, r.choice(text if text and r.random() < .7 else files))
         before, out, err, t = set(d.iterdir()), io.StringIO(), io.StringIO(), time.monotonic()
-        signal.alarm(20)
+        signal.alarm(HANG)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(args)
             signal.alarm(0)
@@ -182,7 +182,7 @@ def hunt(name, cases, folder):
 @pytest.mark.parametrize('name', KINDS)
 def test_folders(name, tmp_path, request):
     cases = max(1, round(request.config.getoption('--fuzz')/10*SHARE[name]))
-    in_process(hunt, name, cases, tmp_path, timeout=200+5*cases)
+    in_process(hunt, name, cases, tmp_path)
     facts = json.loads((tmp_path/f'{name}.json').read_text())
     print(name, facts)
     assert not facts['bad'] and facts['gigabytes'] < 2
@@ -214,7 +214,7 @@ def hunt_recipes(cases, folder):
     (folder/'recipes.json').write_text(json.dumps(dict(bad=bad[:20], planned=planned, gigabytes=round(grown, 2))))
 
 def test_recipes(tmp_path, request):
-    in_process(hunt_recipes, request.config.getoption('--fuzz'), tmp_path, timeout=600)
+    in_process(hunt_recipes, request.config.getoption('--fuzz'), tmp_path)
     facts = json.loads((tmp_path/'recipes.json').read_text())
     print(facts)
     assert not facts['bad'] and facts['gigabytes'] < 1.5
@@ -273,7 +273,7 @@ def hunt_arguments(cases, folder):
     (folder/'arguments.json').write_text(json.dumps(dict(bad=bad[:20], wrong=len(bad), count=count, left=left)))
 
 def test_arguments(tmp_path, request):
-    in_process(hunt_arguments, request.config.getoption('--fuzz'), tmp_path, timeout=300)
+    in_process(hunt_arguments, request.config.getoption('--fuzz'), tmp_path)
     facts = json.loads((tmp_path/'arguments.json').read_text())
     print(facts)
     assert not facts['bad'] and not facts['left'] and facts['count'] > 500
@@ -283,7 +283,7 @@ def test_arguments(tmp_path, request):
 def run_shell(line, cwd, **env):
     "A line of a shell in which $C is the command line"
     env = {**os.environ, 'C': f'{sys.executable} -m cemiface.cli', **env}
-    r = subprocess.run(['bash', '-c', line], cwd=cwd, env=env, capture_output=True, text=True, timeout=100)
+    r = subprocess.run(['bash', '-c', line], cwd=cwd, env=env, capture_output=True, text=True, timeout=HANG)
     return r.returncode, r.stdout, r.stderr
 
 @pytest.mark.parametrize('line, code', [('$C recipes >/dev/full', 2), ('$C --help >/dev/full', 2), ('$C recipes >&-', 0), ('$C recipes 2>&-', 0),
@@ -383,7 +383,7 @@ def test_read_only_folders(finished, tmp_path):
         try:
             before = contents(d)
             for args in calls:
-                fork(as_nobody, args, d, tmp_path/'answer').join(100)
+                fork(as_nobody, args, d, tmp_path/'answer').join(HANG)
                 code, err = json.loads((tmp_path/'answer').read_text())
                 assert code == 2 and 'Traceback' not in err and 'no permission' in err.splitlines()[-1], (args, code, err)
                 assert contents(d) == before

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import as_json, contents, sets
+from conftest import HANG, as_json, contents, sets
 
 run = ['run', '-r', 'toy', *sets(), '--json', '--out', 'run', '--device', 'cpu']
 
@@ -98,6 +98,6 @@ def test_interrupted_while_importing(tmp_path, sig, code, word):
     p = subprocess.Popen([sys.executable, '-m', 'cemiface.cli', *run], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while 'libtorch' not in Path(f'/proc/{p.pid}/maps').read_text(): time.sleep(.05)
     p.send_signal(sig)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=HANG)
     assert (p.returncode, out)==(code, '') and told(err, word), err
     assert not (tmp_path/'run').exists()

@@ -31,7 +31,7 @@ def simulate(generator, inquiries, folder, n):
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads the memory of a process from /proc')
 def test_generation(finished, tmp_path, request):
     n = request.config.getoption('--faces')
-    in_process(simulate, finished.generator, finished.inquiries, tmp_path, n, timeout=1800)
+    in_process(simulate, finished.generator, finished.inquiries, tmp_path, n)
     r = json.loads((tmp_path/'memory.json').read_text())
     early, late = r['memory'][len(r['memory'])//10], r['memory'][-1]
     print(f'{n:,} faces: {early/1e6:.0f} MB after a tenth, {late/1e6:.0f} MB at the end, {r["after"]/1e6:.0f} MB after the manifest')
