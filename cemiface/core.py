@@ -12,6 +12,7 @@ __all__ = ['MUTED', 'FORMAT_VERSION', 'CemiFaceError', 'printable', 'muted', 'lo
 import contextlib
 import csv
 import errno
+import filecmp
 import hashlib
 import io
 import json
@@ -227,17 +228,34 @@ def sweep(
             remove(p)
 
 # %% ../nbs/00_core.ipynb #n5581207
+def require_writable(path): # a file that will be written later; the folder for it is made
+    "Raises CemiFaceError where it could not be written"
+    probe = hidden_name(path, 'new')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as e: raise write_error(e, path, probe) or e from None
+
+
+# %% ../nbs/00_core.ipynb #n7374940
 @contextlib.contextmanager
-def claimed_files(first, *others): # paths, which the body writes
-    "The first is made at once, by one process only; all are removed if the body fails. Raises CemiFaceError"
-    try: Path(first).touch(exist_ok=False)
-    except FileExistsError:
-        raise CemiFaceError(f'{first} belongs to another set, or was left by a killed command; '
-                            'choose another folder or remove it') from None
-    except OSError as e: raise write_error(e, Path(first), Path(first)) or e from None
+def same_or_new(path): # file to write
+    "As `new_path`, but a killed command may have left the same bytes there. Raises CemiFaceError for others"
+    with atomic_path(path) as tmp:
+        yield tmp
+        if path.exists() and not filecmp.cmp(tmp, path, shallow=False):
+            raise CemiFaceError(f'{path} belongs to another set, or was left by a killed command; '
+                                'choose another folder or remove it')
+
+@contextlib.contextmanager
+def text_beside(path, text): # file and content, beside a set that the body writes
+    "Write it first, so that nobody else takes the place; it is gone again if the body fails"
+    there = path.exists()
+    with same_or_new(path) as tmp: tmp.write_text(text, encoding='utf-8')
     try: yield
     except BaseException:
-        for path in (first, *others): Path(path).unlink(missing_ok=True)
+        if not there: path.unlink()
         raise
 
 # %% ../nbs/00_core.ipynb #c93a1c10
@@ -388,6 +406,13 @@ def table_of(
     raise CemiFaceError(f'{path} is damaged: {key} should be a table; choose another folder')
 
 # %% ../nbs/00_core.ipynb #c2a16084
+WORK = '*.png', '*.jpg', '*.state', '*.safetensors', 'checkpoint.*', 'stages/*.json'
+
+def holds_work(folder):
+    "Whether a folder holds a face, weights, a checkpoint or a finished stage, and not settings alone"
+    found = (path for pattern in WORK for path in folder.rglob(pattern))
+    return any(path.name != 'compiling.json' for path in found)      # which says what this machine can do
+
 def is_new_run(folder, kind, fingerprint, settings, force)->bool:
     "Whether a run is new in a folder, or changed; CemiFaceError if the folder holds anything else"
     mark, why = folder/'run.json', ''
@@ -395,6 +420,7 @@ def is_new_run(folder, kind, fingerprint, settings, force)->bool:
         d = read_json(mark, 'run marker')
         if (d.get('kind'), d.get('fingerprint')) == (kind, fingerprint): return False
         if d.get('kind') != kind: why = f' (of kind "{d.get("kind")}")'
+        elif not holds_work(folder): return True
         elif changed := differences(table_of(d, 'settings', mark), settings or {}):
             if changed.keys() <= set(force): return True
             why = f', with {", ".join(changed.values())}'
@@ -404,12 +430,13 @@ def is_new_run(folder, kind, fingerprint, settings, force)->bool:
     if folder.is_file(): raise CemiFaceError(f'{folder} is a file; choose another folder')
     return True
 
+
 # %% ../nbs/00_core.ipynb #c9c40908
 class RunFolder:
     "A folder that holds one run, and remembers which stages are done"
     def __init__(self,
         path:str|os.PathLike, # an existing run folder; to make one, use open
-    ): self.path = Path(path)
+    ): self.path, self.opened, self.changed = Path(path), None, False
 
     @classmethod
     def open(cls,
@@ -417,20 +444,30 @@ class RunFolder:
         fingerprint:str, # of everything that decides the result
         kind:str, # what the run makes: 'run', 'generator', 'set', ...
         settings:dict|None=None, # what the fingerprint is of, to tell differences by
-        force:Container=(), # dotted names of settings that may differ from what was begun
+        force:Container=(), # dotted names of settings that may differ from those of the work that is there
     )->'RunFolder':
         "Begin or resume. Raises CemiFaceError when the folder holds anything else or can't be written"
         self, facts = cls(path), dict(kind=kind, fingerprint=fingerprint)
         if self.path.is_dir(): sweep(self.path)
-        if is_new_run(self.path, kind, fingerprint, settings, force):
-            write_json(self.path/'run.json', facts | dict(settings=settings) if settings else facts)
+        self.opened = facts | dict(settings=settings) if settings else facts
+        self.changed = is_new_run(self.path, kind, fingerprint, settings, force)
+        if self.changed and not holds_work(self.path): self.begin()
         return self
+
+    def begin(self):
+        "Keep changed settings; to be called before work under them. CemiFaceError where others came between"
+        mark, mine = self.path/'run.json', (self.opened or {}).get('fingerprint')
+        if self.changed: write_json(mark, self.opened)
+        elif mine and mark.exists() and read_json(mark).get('fingerprint') != mine:
+            raise CemiFaceError(f'{self.path} was begun by another command meanwhile; choose another folder')
+        self.changed = False
 
     def marker(self,
         stage:str, # its name
     )->Path:
         "The file that marks a stage as finished"
         return self.path/'stages'/f'{stage}.json'
+
 
 # %% ../nbs/00_core.ipynb #n3145275
 @patch
@@ -460,6 +497,7 @@ def finish(self:RunFolder,
     **facts, # plain values
 ):
     "Mark the stage as finished; the facts (seconds, losses, files) are remembered"
+    self.begin()
     facts = plain(dict(key=key, **facts))
     write_json(self.marker(stage), facts | dict(seal=fingerprint(facts)))
 

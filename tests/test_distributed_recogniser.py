@@ -50,7 +50,7 @@ def test_launched_training_is_as_good(cemiface, people, tmp_path):
 
 def test_two_resume_what_one_began(start, cemiface, people, tmp_path):
     "A state that one process left is taken up by two, and a finished recogniser by both"
-    stop = dict(event='os.rename', pattern=r'two\.state$', nth=3)                            # before the first epoch, then after each
+    stop = dict(event='os.rename', pattern=r'two\.state$', nth=2)                            # after each epoch
     assert start(*TRAIN, 'two', stop=stop).wait().code!=0 and (tmp_path/'two.state').is_file()
     first, second = (c.wait() for c in several(start, *TRAIN, 'two'))
     assert first.code==second.code==0 and second.out=='', (first, second)

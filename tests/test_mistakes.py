@@ -167,7 +167,7 @@ def test_newer_versions(mistake, calls, finished, tmp_path):
 @pytest.mark.parametrize('verb, state', [('train_generator', 'new/training/checkpoint.old'), ('train_recogniser', 'new.state')])
 def test_newer_and_damaged_checkpoints(mistake, cemiface, calls, tmp_path, verb, state):
     "The generator's is set aside when the next one takes its place, which is when it is killed here"
-    args, file = [*calls()[verb], '-s', 'training.epochs=4'], tmp_path/state
+    args, file = [*calls()[verb], '-s', 'training.epochs=4', '-s', 'recogniser.epochs=2'], tmp_path/state
     assert cemiface(*args, stop=dict(event='os.rename', pattern=r'(\.pt|\.state)$', nth=2)).code==-9
     in_process(newer, file); mistake(args, file.name, '99', 'update cemiface')
     os.truncate(file, 1000); mistake(args, file.name, 'delete it')

@@ -62,11 +62,15 @@ class LeftOut(list):
         "Log the account, in one line, when something was left out"
         if self: log(f'{self}; used: {used:,}; of {where}')
 
+    def text(self)->str: # for a file dropped.txt
+        "A line `why TAB name` for each"
+        return ''.join(f'{why}\t{short_repr(name, None)}\n' for why, name in self)
+
     def write(self,
         path:str|Path, # dropped.txt
     ):
-        "Write a line `why TAB name` for each"
-        write_text(path, ''.join(f'{why}\t{short_repr(name, None)}\n' for why, name in self))
+        "Write that file"
+        write_text(path, self.text())
 
 # %% ../../nbs/10_data.formats.ipynb #n3317900
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif',

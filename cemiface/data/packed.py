@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from cemiface.core import (
-    atomic_path, CemiFaceError, check_version, claimed_files, FORMAT_VERSION, log, open_regular, reading,
-    write_text)
+    atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, open_regular, reading, same_or_new,
+    text_beside)
 from .formats import (
     Entry, FORMATS, identities_of_paths, image_suffix, IMAGE_SUFFIXES, is_whole_number, LeftOut, list_images,
     is_hidden, map_file, number_in_order, odd_name, read_columns, safe_name, say_lookalikes, scan_folder,
@@ -39,10 +39,9 @@ def without_climbing(path): # what will be written
     "The path without `..`, for the folder before it may not exist"
     return Path(path).resolve() if '..' in Path(path).parts else Path(path)
 
-def refuse_existing(*paths): # files or folders that will be written
-    "Raises CemiFaceError when one of them exists"
-    for path in paths:
-        if path.exists(): raise CemiFaceError(f'{path} exists already; choose another name or remove it')
+def refuse_existing(path): # file or folder that will be written
+    "Raises CemiFaceError when it exists"
+    if path.exists(): raise CemiFaceError(f'{path} exists already; choose another name or remove it')
 
 @contextlib.contextmanager
 def new_path(path, sync=True): # file or folder to write; see `atomic_path`
@@ -278,10 +277,10 @@ def write_rec(
     bounds = itertools.pairwise(itertools.accumulate(counts.values(), initial=1))  # keys of each identity
     records = itertools.chain([(0, (n+1, n+1+people), b'')], images, ((0, ends, b'') for ends in bounds))
     names = [f'{key}\t{number[o.identity]}\t{safe_name(o.name, path)}\n' for key, o in enumerate(entries, 1)]
-    beside = path.with_name('property'), path.with_suffix('.idx'), path.with_suffix('.lst')
-    refuse_existing(path, *beside[1:])
-    index = []
-    with new_path(path) as tmp, claimed_files(*beside):
+    other = next((o for o in path.parent.glob('*.rec') if o != path), None)
+    if other: raise CemiFaceError(f'{path.with_name("property")} is of {other.name}; choose another folder')
+    size, index = text_beside(path.with_name('property'), f'{people},{height},{width}'), []
+    with new_path(path) as tmp, size, text_beside(path.with_suffix('.lst'), ''.join(names)):
         with open(tmp, 'wb') as rec:
             for key, (label, labels, image) in enumerate(records):
                 index.append(f'{key}\t{rec.tell()}\n')
@@ -289,8 +288,7 @@ def write_rec(
                 try: rec.write(record(head+image))
                 except ValueError as e:
                     raise CemiFaceError(f'{path}, record {key}: {e}; pack tar shards') from None
-        texts = f'{people},{height},{width}', ''.join(index), ''.join(names)
-        for other, text in zip(beside, texts): write_text(other, text)
+        with same_or_new(path.with_suffix('.idx')) as to: to.write_text(''.join(index))
 
 # %% ../../nbs/11_data.packed.ipynb #c78a7ee1
 def cut_out(data, at): # a mapped file; first byte and end
@@ -421,22 +419,23 @@ def read_tars(
 # %% ../../nbs/11_data.packed.ipynb #cd9c9447
 def write_tars(
     entries:list[Entry], # images
-    to:str|Path, # FILE.tar, or a pattern like FILE-%06d.tar, or a folder to make
+    to:str|Path, # FILE.tar, or a pattern like FILE-%06d.tar
     per_shard:int=10_000, # images in each but the last; without effect on a single FILE.tar
 ):
     "Write WebDataset shards. Raises CemiFaceError when one of them exists"
     to, entries = Path(to), by_identity(entries)
-    if to.suffix.lower() != '.tar':
-        with new_path(to) as folder: return write_tars(entries, folder/'faces-%06d.tar', per_shard)
     pattern = re.fullmatch(r'[^%]*(%0?\d?d)?[^%]*', to.name)
     if not pattern: raise CemiFaceError(f'{to} should hold one %06d, the number of the shard')
     label = number_in_order(o.identity for o in entries)
     if not pattern[1]: per_shard = len(entries)
-    with contextlib.ExitStack() as stack:  # the shards get their names together, at the end
+    names = [to.name % k for k in range(-(-len(entries)//per_shard))] if pattern[1] else [to.name]
+    numbered = re.sub('%0?[0-9]?d', '[0-9]*', glob.escape(to.name))
+    for other in sorted(to.parent.glob(numbered)): # a killed command may have left all shards of this set but the first
+        if other.name not in names[1:]: refuse_existing(other)
+    with contextlib.ExitStack() as stack:  # the shards get their names at the end, the first one last
         for i, entry in enumerate(entries):
             if i % per_shard == 0:
-                path = to.with_name(to.name % (i//per_shard) if pattern[1] else to.name)
-                tmp = stack.enter_context(new_path(path))
+                tmp = stack.enter_context(same_or_new(to.with_name(names[i//per_shard])))
                 tar = stack.enter_context(tarfile.open(tmp, 'w', format=tarfile.PAX_FORMAT))
             suffix = PurePosixPath(safe_name(entry.name, to)).suffix[1:].lower()
             facts = dict(format_version=FORMAT_VERSION, file=entry.name, identity=entry.identity)

@@ -10,9 +10,11 @@ import collections
 import itertools
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
-from ..core import CemiFaceError, sweep, write_text
+from ..core import CemiFaceError, sweep, text_beside, write_text
+from ..runtime import free_disk, free_memory, require_room
 from .formats import (
     BadImage, find_inquiries, in_threads, inside, LeftOut, loaded_image, make_folders, number_in_order,
     odd_name, pairs_text, read_manifest, read_pairs, scan_folder)
@@ -56,24 +58,6 @@ def pair_entries(pairs, entries, where): # Pairs, a labelled set, and what to ca
                             'images of that number; check --pairs and --from')
     return [(only(a, i), only(b, j), same) for a, i, b, j, same in pairs.rows]
 
-# %% ../../nbs/15_data.packing.ipynb #c83ea5d2
-def with_inquiries(entries, inquiries, copies, left_out): # a set, a folder, a number; gets other inquiries
-    "A set together with copies of all its inquiries. Raises CemiFaceError when a person has none"
-    account, inquiries_of = LeftOut(), collections.defaultdict(list)
-    for o in scan(inquiries, account): inquiries_of[o.identity].append(o)
-    people = number_in_order(o.identity for o in entries)
-    for who in people:
-        if who is None or who not in inquiries_of:
-            raise CemiFaceError(f'{inquiries} has no inquiry of {who or entries[0].name}; '
-                                'it belongs to another set')
-    for who in inquiries_of.keys() - people:
-        for o in inquiries_of[who]: account.add('an inquiry of nobody in the set', o.name)
-    for why, name in account: left_out.add(why, f'{Path(inquiries).name}/{name}')
-    copied = [o for who in people for o in inquiries_of[who] for _ in range(copies)]
-    number = collections.defaultdict(itertools.count)
-    return [*entries, *(o._replace(name=f'{o.identity}/inquiry-{next(number[o.identity]):03d}'
-                                        f'{PurePosixPath(o.name).suffix}') for o in copied)]
-
 # %% ../../nbs/15_data.packing.ipynb #n7223989
 def readable(entries, left_out): # images, and what gets those that cannot be decoded
     "The entries that decode as an image"
@@ -94,6 +78,30 @@ def fit_to_pack(entries, left_out): # images, and what gets the others
         if odd := odd_name(o.name): left_out.add(odd, o.name)
     return readable(named, left_out)
 
+# %% ../../nbs/15_data.packing.ipynb #c83ea5d2
+COPY_BYTES = 1500                                            # of a copy in memory: its entry and lines
+
+def with_inquiries(entries, inquiries, copies, left_out, to): # a set, a folder, a number; gets others; target
+    "A set together with copies of all its inquiries. CemiFaceError when a person has none, or there is no room"
+    account, inquiries_of = LeftOut(), collections.defaultdict(list)
+    for o in scan(inquiries, account): inquiries_of[o.identity].append(o)
+    people = number_in_order(o.identity for o in entries)
+    for who in people:
+        if who is None or who not in inquiries_of:
+            raise CemiFaceError(f'{inquiries} has no inquiry of {who or entries[0].name}; '
+                                'it belongs to another set')
+    for who in inquiries_of.keys() - people:
+        for o in inquiries_of[who]: account.add('an inquiry of nobody in the set', o.name)
+    for why, name in account: left_out.add(why, f'{Path(inquiries).name}/{name}')
+    kept = fit_to_pack([o for who in people for o in inquiries_of[who]], left_out)
+    require_room({'copies of inquiries': COPY_BYTES*copies*len(kept)}, free_memory())
+    require_room({'copies of inquiries': copies*sum(len(o.read()) for o in kept)}, free_disk(to), 'disk')
+    number = collections.defaultdict(itertools.count)
+    def copy(o):
+        name = f'{o.identity}/inquiry-{next(number[o.identity]):03d}{PurePosixPath(o.name).suffix}'
+        return o._replace(name=name)
+    return [*entries, *(copy(o) for o in kept for _ in range(copies))]
+
 # %% ../../nbs/15_data.packing.ipynb #n8060961
 def write_packed(entries, source, to, pairs): # images, where from, what to write, pairs.txt of a .bin
     "Write a packed set, and tell what it holds. Raises CemiFaceError"
@@ -109,7 +117,7 @@ def write_packed(entries, source, to, pairs): # images, where from, what to writ
         raise CemiFaceError(f'{source} does not tell who {unknown} is, and a .rec has to; '
                             'put the images in a folder per person')
     if kind == '.rec': write_rec(entries, to)
-    elif kind in ('', '.tar'): write_tars(entries, to)
+    elif kind == '.tar': write_tars(entries, to)
     else: raise CemiFaceError(f'{to}: packed are FILE.rec, FILE.bin, FILE.tar, FILE-%06d.tar, metadata.jsonl '
                               f'or a folder of shards; no {kind}')
     return set_facts(to, entries)
@@ -128,6 +136,7 @@ def pack(
     if (kind == '.bin') != (pairs is not None):
         raise CemiFaceError(f'{to}: a .bin, and nothing else, takes --pairs pairs.txt')
     if copies and kind in ('.bin', 'metadata.jsonl'): raise CemiFaceError(f'{to}: a {kind} takes no --copies')
+    if inquiries and not copies: raise CemiFaceError(f'--inquiries {inquiries} needs the number of --copies')
     if kind == 'metadata.jsonl' and to.parent.resolve() != source.resolve():
         raise CemiFaceError(f'{to}: metadata.jsonl lies in the folder that it describes, {source}')
     sweep(to.parent, deep=False)                             # what a killed command left
@@ -135,16 +144,17 @@ def pack(
         images = scan_folder(source)
         write_metadata(source, images)
         return dict(out=str(to), images=len(images), identities=len({who for _, who in images} - {None}))
-    account, dropped = LeftOut(), (to if kind == '' else to.parent)/'dropped.txt'
-    entries = scan(source, account)
-    if copies: entries = with_inquiries(entries, inquiries or find_inquiries(source), copies, account)
-    entries = fit_to_pack(entries, account)
-    if account: refuse_existing(to, dropped)
-    facts = write_packed(entries, source, to, pairs)
+    if kind == '':                                           # a folder of shards, whole or not at all
+        with new_path(to) as folder: facts = pack(source, folder/'faces-%06d.tar', None, copies, inquiries)
+        return facts | dict(out=str(to))
+    account = LeftOut()
+    refuse_existing(to)
+    entries = fit_to_pack(scan(source, account), account)
+    if copies: entries = with_inquiries(entries, inquiries or find_inquiries(source), copies, account, to)
+    with text_beside(to.with_name('dropped.txt'), account.text()) if account else nullcontext():
+        facts = write_packed(entries, source, to, pairs)
     account.tell(facts['images'], source)
-    if not account: return facts
-    account.write(dropped)
-    return facts | dict(left_out=account.counts())
+    return facts | (dict(left_out=account.counts()) if account else {})
 
 # %% ../../nbs/15_data.packing.ipynb #cc5931e9
 def unpack_pairs(source, folder): # FILE.bin, and what gets pairs.txt and images/NAME/NAME_0001.jpg

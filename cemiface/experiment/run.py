@@ -67,8 +67,7 @@ def check_recipe(
         raise CemiFaceError(f'no machine can hold the generator of recipe {r.name}; lower the sizes of its '
                             f'{r.denoiser}, condition.width or condition.tokens') from e
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
-        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
-                            'condition.dropout above 0')
+        raise CemiFaceError('inquiries.source = "synthetic" needs a training with condition.dropout above 0')
 
 # %% ../../nbs/71_experiment.run.ipynb #cb2ea5a6
 def check_files(
@@ -121,6 +120,11 @@ class Context:
         "Folder of a generator that was trained before; it denoises pixels"
         return None if self.autoencoder is not None else self.inputs.assets
 
+    def begin(self):
+        "Keep the settings and the recipe, before the first work under them"
+        self.folder.begin()
+        write_text(self.out/'recipe.toml', to_toml(self.recipe))
+
 # %% ../../nbs/71_experiment.run.ipynb #c9207b01
 def open_run(
     recipe:Recipe, # what to do
@@ -139,8 +143,9 @@ def open_run(
     for key in ('study', 'about'): del settings[key]
     changeable = may_change(recipe.parts) if force and not RunFolder(out).facts('generator') else ()
     folder = RunFolder.open(out, fingerprint(settings), 'run', settings, changeable)
-    write_text(folder.path/'recipe.toml', to_toml(recipe))
-    return Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force, autoencoder)
+    ctx = Context(recipe, inputs, folder, 'cpu' if cpu else default_device(), force, autoencoder)
+    if not folder.changed: ctx.begin()
+    return ctx
 
 # %% ../../nbs/71_experiment.run.ipynb #c4fbbe82
 def stage(
@@ -260,7 +265,7 @@ def load_or_train_generator(
     if ctx.trained: return precision_kept(ctx, load_generator(Path(ctx.trained)/'generator').to(ctx.device))
     decides = train, identity_encoder, ctx.recipe.parts
     make = partial(train_generator, autoencoder=ctx.autoencoder, show=partial(show_training, ctx, train),
-        cpu=ctx.device == 'cpu', cache=ctx.out/'cache', force=ctx.force)
+        cpu=ctx.device == 'cpu', cache=ctx.out/'cache', force=ctx.force, begin=ctx.begin)
     pipe = stage(ctx, 'generator', (*decides, ctx.autoencoder), make, *decides, ctx.out/'generator', keep=False)
     return precision_kept(ctx, pipe.to(ctx.device))
 
@@ -327,9 +332,8 @@ def generated_sets(
     inquiries:FaceSet, # one face per identity
 )->list[ComparedSet]:
     "One labelled set per control and m, in every volume"
-    r, volumes = ctx.recipe, volumes_of(ctx.recipe)
+    r, volumes, sets = ctx.recipe, volumes_of(ctx.recipe), []
     counts = tuple(union_of(volumes)[:len(inquiries)])
-    sets = []
     for control in ('scalar', 'sphere'):
         for m in getattr(r.study, control):
             name, request = f'{control}_{m:+.2f}', replace(request_of(r, m, control), per_identity=counts)
@@ -337,9 +341,8 @@ def generated_sets(
             faces = stage(ctx, f'set {name}', decides, make_set, *decides, ctx.out/'sets'/name,
                 r.generation.image_format, keep=False)
             for volume, part in volumes.items():
-                own = part_of(faces, part[:len(inquiries)])
+                own, label = part_of(faces, part[:len(inquiries)]), f'{name} {volume}'.strip()
                 asked = inquiries.subset(range(own.identities))
-                label = f'{name} {volume}'.strip()
                 sets.append(ComparedSet(label, 'generated', own, control, m, asked, volume))
     return sets
 
@@ -376,8 +379,7 @@ def persons_of_pairs(
 )->np.ndarray: # identities, (n,)
     "Who the images of the pairs show"
     persons = np.empty(len(pairs.images), int)
-    persons[pairs.left] = pairs.person_left
-    persons[pairs.right] = pairs.person_right
+    persons[pairs.left], persons[pairs.right] = pairs.person_left, pairs.person_right
     return persons
 
 # %% ../../nbs/71_experiment.run.ipynb #c62d39e5
@@ -415,8 +417,7 @@ def kept_cosines(
     "The cosines of the pairs; raises CemiFaceError where the file is damaged"
     try: return np.load(path)
     except (OSError, ValueError, EOFError):
-        raise CemiFaceError(f'{path} is damaged; delete it and stages/recogniser*.json, and both are made again'
-            ) from None
+        raise CemiFaceError(f'{path} is damaged; delete it and stages/recogniser*.json to go on') from None
 
 # %% ../../nbs/71_experiment.run.ipynb #c2cfa999
 def judge_set(
@@ -430,8 +431,8 @@ def judge_set(
     judge, faces, cache = encoders.judge, compared.faces, ctx.out/'cache'
     facts = plain(analyse(faces, judge, compared.inquiries, None, cache, ctx.device, encoders.judge_name))
     if not compared.inquiries: return facts
-    looked_at = faces, compared.inquiries, train
-    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in looked_at)
+    shown = faces, compared.inquiries, train
+    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in shown)
     report = leakage_report(e, faces.labels, e_inquiry, e_train, nonmembers, ctx.device)
     rows = report['identities']
     write_text(ctx.out/'analysis'/f'{compared.name}.csv', csv_text([dict(
@@ -455,10 +456,9 @@ def measure_set(
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
     def train_and_verify(seed):
-        home = f'{o.name}-{seed}'
-        out = ctx.out/'recognisers'/home
+        out = ctx.out/'recognisers'/f'{o.name}-{seed}'
         net = train_recogniser(full, r.recogniser, out, seed=r.seed+seed, device=ctx.device)
-        return keep_verification(net, people.pairs, ctx.out/'verification'/f'{home}.npy', ctx.device)
+        return keep_verification(net, people.pairs, ctx.out/'verification'/f'{out.name}.npy', ctx.device)
     decides = full, full.labels, r.recogniser, r.seed, people.pairs
     verified = [stage(ctx, f'recogniser {o.name} {seed}', decides, train_and_verify, seed)
         for seed in range(r.study.seeds)]

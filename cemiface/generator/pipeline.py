@@ -22,15 +22,14 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
-from cemiface.core import (
+from ..core import (
     atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
-    text_table,
-    write_text)
+    text_table, write_text)
 from ..recipe import (
     ASSETS, check_range, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
 from ..runtime import free_memory, planned, processes, require_room
@@ -103,8 +102,8 @@ def size(self:CemiFacePipeline)->int:
 def weights(self:CemiFacePipeline)->dict:
     "Name of a parameter -> its values"
     parts = dict(unet=self.unet, condition=self.condition)
-    return {f'{n}.{k}': v.float().cpu().numpy() for n, part in parts.items() for k,
-        v in part.state_dict().items()}
+    weights = {f'{n}.{k}': v for n, part in parts.items() for k, v in part.state_dict().items()}
+    return {name: v.float().cpu().numpy() for name, v in weights.items()}
 
 @patch(as_prop=True)
 def weights_fingerprint(self:CemiFacePipeline)->str:
@@ -130,8 +129,7 @@ def keep(self:CemiFacePipeline,
     "Use a calibration from now on; raises CemiFaceError for one of other weights"
     c = calibration
     if c.generator != self.weights_fingerprint:
-        raise CemiFaceError(f'the calibration of {c.control} control is of another generator; calibrate this '
-                            'one')
+        raise CemiFaceError(f'the calibration of {c.control} control is of other weights; calibrate this one')
     self.register_to_config(calibrations=dict(self.config.calibrations) | {c.control: plain(asdict(c))})
     return self
 
@@ -292,8 +290,7 @@ def calibration_text(
     rows = [(f'{m:g}', f'{mean:.2f}', f'{std:.2f}') for m, mean, std in zip(c.m, c.mean, c.std)]
     return '\n'.join([f'### {c.control} control reaches [{c.reach[0]:.2f}, {c.reach[1]:.2f}]', '',
         f'By the judge {c.judge[:8]}, on {c.inquiries} held-out inquiries, {c.per_face} faces of each at '
-        'every m; '
-        f'{c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, similarity guidance '
+        f'every m; {c.steps} steps, eta {c.eta:g}, guidance {c.guidance:g}, similarity guidance '
         f'{c.similarity_guidance:g}.',
         f'Averages over inquiries that the curve was not fitted to lie {c.error:.3f} off it.',
         f'Ask with `pipe(faces, similarity=..., control={c.control!r})`.', '',
@@ -499,8 +496,7 @@ def check_parts(
     needs, has = pipe.condition.config.dim, pipe.identity_encoder.config.dim
     if needs != has:
         raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own '
-                            f'has {has}; '
-                            'put back the one it was trained with')
+                            f'has {has}; put back the one it was trained with')
     weights, kept = pipe.weights_fingerprint, pipe.config.calibrations
     stale = [control for control, c in pipe.calibrations.items() if c.generator != weights]
     if stale:
@@ -567,13 +563,14 @@ def train_generator(
     autoencoder:Autoencoder|None=None, # of the latents to denoise; None: pixels are
     start:CemiFacePipeline|None=None, # generator whose weights are the first ones
     show:Callable|None=None, # gets the generator as it is, on its device, and the step, with every checkpoint
-    **options, # of `train_denoiser`: cpu, cache, and force to go on although settings have changed that may
+    **options, # of `train_denoiser`: cpu, cache, begin, and force to go on with settings that may change
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, or resume; raises CemiFaceError if `out` holds anything else or was begun with other settings"
     out, ranks = Path(out), processes(options.get('cpu', False))
     settings = training_settings(faces, identity_encoder, parts, start=start and start.fingerprint)
     if autoencoder is not None: settings['autoencoder'] = autoencoder.fingerprint
-    key, may = fingerprint(settings), may_change(parts) if options.get('force') else ()
+    key, in_training = fingerprint(settings), not RunFolder(out).facts('training')
+    may = may_change(parts) if in_training and options.get('force') else ()
     with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator', settings, may)
     if not folder.done('training', key):
         learned, latent = faces, {}
@@ -582,15 +579,18 @@ def train_generator(
                 home = options.get('cache') or out/'training'/'cache'
                 learned = encode_set(autoencoder, faces, home, ranks.device)
             latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist(), autoencoder=autoencoder)
-        make = partial(pipeline_around, parts, identity_encoder, latent)
-        watch = show and partial(show_averaged, show, make)
-        net, rows, computed = train_denoiser(learned, identity_encoder, parts, out/'training', watch=watch,
-            start=start, **options)
+        make, above = partial(pipeline_around, parts, identity_encoder, latent), options.pop('begin', noop)
+        def begin():
+            folder.begin()
+            above()
+        net, rows, computed = train_denoiser(learned, identity_encoder, parts, out/'training', begin=begin,
+            watch=show and partial(show_averaged, show, make), start=start, **options)
         views = steps_in_all(parts.training, len(faces))*parts.training.batch
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
-            size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint, last=rows[-1],
-            computed=computed)
+            size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint,
+            last=rows[-1] if rows else None, computed=computed)
         if latent: facts |= dict(autoencoder=autoencoder.name)
+        begin()
         if ranks.is_main_process:
             save_parts(make(net, facts).to('cpu'), out)
             folder.finish('training', key, **facts)

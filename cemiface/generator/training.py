@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
+from fastcore.basics import noop
 from torch import Tensor
 
 from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION,
@@ -162,10 +163,8 @@ class TrainingData:
             directions=normal((b, self.embeddings.shape[2]), what='direction'))
         return [self.gather(count/parts, **take_slice(whole, part, parts)) for part, parts in which]
 
-    def names(self,
-        step:int, # its number
-    )->str:
-        "Which faces are in the batch of a step, in words"
+    def names(self, step:int)->str: # number of a step
+        "Which faces are in its batch, in words"
         return self.photos.named(draw_step(self.parts, len(self.faces), step).idx)
 
     def gather(self,
@@ -245,17 +244,19 @@ def save_checkpoint(
     path:Path, # file to write
     **state, # key, frozen key, step, state dicts
 ):
-    "Write a checkpoint, whole or not at all, and keep the one before as NAME.old"
+    "Write a checkpoint, whole or not at all, and keep the one before as NAME.old if it can be read"
     with atomic_path(path) as tmp:
         torch.save(dict(format_version=FORMAT_VERSION, **state), tmp)
-        if path.exists(): os.replace(path, path.with_suffix('.old'))
+        if zipfile.is_zipfile(path): os.replace(path, path.with_suffix('.old'))
 
 # %% ../../nbs/35_generator.training.ipynb #c6ec5688
 def read_checkpoint(path):
-    "What a checkpoint holds, on the CPU; None where it is damaged, which is logged"
+    "What a checkpoint holds, on the CPU; None where it is damaged or no checkpoint, which is logged"
+    why = 'wrong checksum'
     try:
-        if not zipfile.ZipFile(path).testzip(): return torch.load(path, map_location='cpu', weights_only=True)
-        why = 'wrong checksum'
+        if not zipfile.ZipFile(path).testzip():
+            state, why = torch.load(path, map_location='cpu', weights_only=True), 'no checkpoint'
+            if {'key', 'step'} <= set(state): return state
     except Exception as e: why = type(e).__name__
     log(f'{path} is damaged ({why}); it is left out')
 
@@ -278,9 +279,7 @@ def load_checkpoint(
     raise CemiFaceError(f'{" and ".join(map(str, found))} cannot be read; delete {them} to start over')
 
 # %% ../../nbs/35_generator.training.ipynb #n5422640
-def logged_rows(
-    path:Path, # log.jsonl
-)->list[dict]: # with `step` and the means
+def logged_rows(path:Path)->list[dict]: # log.jsonl; with `step` and the means
     "The lines of a log that can be read; a kill may have cut the last one"
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -354,9 +353,9 @@ class NonFinite:
         self.count, self.last = self.count+bad, torch.where(bad, step, self.last)
         return bad
 
-    def check(self):
-        "Raises CemiFaceError when there were too many"
-        if self.count <= self.limit: return
+    def check(self, steps:int): # done
+        "Raises CemiFaceError when there were too many, or no others"
+        if self.count <= self.limit and self.count < steps: return
         step = int(self.last)
         raise CemiFaceError(f'{int(self.count)} steps had no finite gradient, the last one step {step+1} '
                             f'with the faces {self.named(step)}; the checkpoint holds the last good state; '
@@ -365,9 +364,7 @@ class NonFinite:
 # %% ../../nbs/35_generator.training.ipynb #n7624896
 class GuardedMuon(torch.optim.Muon):
     "Muon that leaves out a step whose `found_inf` is 1, as the fused AdamW does"
-    def step(self,
-        closure=None, # as for torch's optimisers
-    ): # what it returns; None where the step is left out
+    def step(self, closure=None): # as for torch's optimisers
         "One step, where the gradient is finite"
         return None if self.found_inf else super().step(closure)
 
@@ -388,7 +385,6 @@ def optimisers_of(
     return [adamw([w for w in weights if id(w) not in chosen]),
         GuardedMuon(matrices, config.lr, config.weight_decay, adjust_lr_fn='match_rms_adamw')]
 
-
 # %% ../../nbs/35_generator.training.ipynb #c81c58b0
 @dataclass
 class TrainingState:
@@ -405,9 +401,7 @@ class TrainingState:
     pending:tuple # sums and number of steps that the log has not written yet
     computed:dict # how: precision, processes, threads of each, compiled (None: not asked for)
 
-    def update(self,
-        rate:float, # learning rate of this step
-    ):
+    def update(self, rate:float): # learning rate of this step
         "One step of the optimisers with this learning rate, and one of the moving average"
         for optimiser in self.optimisers:
             for group in optimiser.param_groups: group['lr'] = rate
@@ -419,8 +413,10 @@ class TrainingState:
         path:Path, # file
         step:int, # steps done
         pending:tuple, # sums and number of steps that the log has not written yet
+        begin:Callable=noop, # called before
     )->float: # when it was made, in seconds of time.monotonic
         "Write a checkpoint after `step` steps, in the main process"
+        begin()
         if self.accelerator.is_main_process:
             save_checkpoint(path, step=step, log=pending, weights=self.denoiser.state_dict(),
                 optimisers=[o.state_dict() for o in self.optimisers], average=self.average.state_dict(),
@@ -548,6 +544,16 @@ def told_to_any(accelerator, step, *flags)->list[bool]:
     if accelerator.num_processes > 1 and step%8: return [False]*len(flags)
     return [any(o) for o in zip(*gather_object([flags]))]
 
+# %% ../../nbs/35_generator.training.ipynb #n6466388
+def check_length(state, config, n, out): # as opened; section `training`, number of faces, folder
+    "Log where a training is short. Raises CemiFaceError where more is done than is asked for"
+    steps, least = steps_in_all(config, n), math.ceil(100*state.step*config.batch/n)/100
+    if state.step > steps:
+        raise CemiFaceError(f'training.epochs = {config.epochs:g} are {steps} steps, and {state.step} are done in '
+                            f'{out}; raise it to {least:g} or more')
+    if steps < 3*config.warmup and state.accelerator.is_main_process:
+        log(f'{steps} steps, with a warm-up of {config.warmup}: little will be learnt; raise training.epochs')
+
 # %% ../../nbs/35_generator.training.ipynb #c50ef901
 def train_denoiser(
     faces:FaceSet|LatentSet, # what to learn from; labels are used where training.inquiry = 'another' only
@@ -556,17 +562,17 @@ def train_denoiser(
     out:str|Path, # folder for checkpoint.pt and log.jsonl
     cache=None, # folder of cached embeddings
     watch:Callable|None=None, # called with the state and the step whenever a checkpoint was due
+    begin:Callable=noop, # called before each checkpoint
     **options, # of `open_training`: cpu, force, start
 )->tuple[Denoiser, list[dict], dict]: # the averaged denoiser on the CPU, the rows of the log, how it was computed
-    "Algorithm 1, resumed from `out`. Raises CemiFaceError if too many gradients are not finite"
+    "Algorithm 1, resumed from `out`. CemiFaceError for too few epochs, or gradients that are not finite"
     config, out, steps = parts.training, Path(out), steps_in_all(parts.training, len(faces))
     state = open_training(faces, identity_encoder, parts, out, **options)
+    check_length(state, config, len(faces), out)
     data = TrainingData(faces, identity_encoder, parts, state.accelerator.device, cache)
     rows = TrainingLog(out/'log.jsonl', state.accelerator, state.step, state.pending)
     guard, saved = NonFinite(state.accelerator, config.max_skipped, data.names), time.monotonic()
     if config.compile: compile_denoiser(state, data.slices(0, state.which))
-    if steps < 3*config.warmup and state.accelerator.is_main_process:
-        log(f'{steps} steps, with a warm-up of {config.warmup}: little will be learnt; raise training.epochs')
     bar = progress(steps*config.batch, 'training the generator', 'img', initial=state.step*config.batch)
     with held_signals() as told_to_stop, threads(state.computed['threads']), bar:
         for step, slices in prefetch(partial(data.slices, which=state.which), range(state.step, steps)):
@@ -587,8 +593,8 @@ def train_denoiser(
             # a checkpoint: now and then, at the end, and before a signal ends the program
             due = time.monotonic()-saved >= 60*config.checkpoint_minutes
             stop, due = told_to_any(state.accelerator, step, told_to_stop(), due)
-            if row or stop or due: guard.check()
-            if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle())
+            if row or stop or due: guard.check(step+1-state.step)
+            if stop or due or last: saved = state.save(out/'checkpoint.pt', step+1, rows.settle(), begin)
             if watch and due and not stop: watch(state, step+1)
             if stop: break
     return state.finish(), rows.rows, state.computed

@@ -26,9 +26,9 @@ from accelerate.utils import reduce
 from torch import nn, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cemiface.core import (
-    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, read_json, stable_seed, sweep,
-    write_json)
+from ..core import (
+    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, read_json, require_writable,
+    stable_seed, sweep, write_json)
 from ..recipe import CosFaceConfig
 from ..runtime import default_device, prefetch, processes, seed_everything, try_compile
 from ..data.faces import FaceSet, FaceStore, PairSet
@@ -478,7 +478,8 @@ class KeepState(Callback):
         state = dict(format_version=FORMAT_VERSION, key=self.key, rows=self.epoch_log.rows,
                      compiled=self.learn.compiled, model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
         with atomic_path(self.path) as p: torch.save(state, p)
-    before_fit = after_train = save            # also at first: a folder that is not writable is found at once
+    after_train = save
+    def before_fit(self): require_writable(self.path)         # or it would be found after an epoch
 
 # %% ../../nbs/51_recognition.training.ipynb #ce531125
 def kept_state(

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core import (
-    atomic_path, CemiFaceError, differences, fingerprint, progress, read_json, RunFolder, sha256_file,
-    stable_seed, table_of, write_json)
+    atomic_path, CemiFaceError, differences, fingerprint, holds_work, progress, read_json, RunFolder,
+    sha256_file, stable_seed, table_of, write_json)
 from ..runtime import as_first, processes, workers
 from ..data.formats import inquiries_beside, manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
@@ -242,11 +242,12 @@ def drawing_copy(
     folder:RunFolder|None=None, # of the set, which keeps whether compiling worked
 )->CemiFacePipeline: # for drawing only
     "A fast copy of a generator; raises CemiFaceError where a set was begun with torch.compile, which fails here"
-    fast, facts = for_sampling(pipe, request.sampling), folder.facts('compiling') if folder else {}
+    fast, key = for_sampling(pipe, request.sampling), fingerprint(request.sampling)
     if not request.sampling.compile: return fast
-    compiled = compile_for_sampling(fast, request, facts.get('compiled'), folder.path if folder else 'the set')
-    if folder and not facts and processes(pipe.device.type == 'cpu').is_main_process:
-        folder.finish('compiling', fingerprint(request.sampling), compiled=compiled)
+    before = folder.facts('compiling')['compiled'] if folder and folder.done('compiling', key) else None
+    compiled = compile_for_sampling(fast, request, before, folder.path if folder else 'the set')
+    if folder and before is None and processes(pipe.device.type == 'cpu').is_main_process:
+        folder.finish('compiling', key, compiled=compiled)
     return fast
 
 # %% ../../nbs/41_sets.dataset.ipynb #n0076174
@@ -269,7 +270,7 @@ def drawn_batches(
 
 # %% ../../nbs/41_sets.dataset.ipynb #c022
 def write_faces(
-    out:Path, # folder of the set
+    folder:RunFolder, # of the set
     drawn, # from drawn_batches
     record, # a function of identity, index and similarity, that gives a manifest line
     image_format:str, # png or jpg
@@ -277,8 +278,10 @@ def write_faces(
     total:int, # faces that will come, for the progress bar
 ):
     "Write faces and their manifest lines; what was drawn is also written when the work is interrupted"
+    out = folder.path
     def finish(saved, lines):
         for future in saved: future.result()
+        if not lines: return
         with (out/f'manifest-{rank}.jsonl').open('a') as f: f.writelines(lines)
         bar.update(len(lines))
     threads = min(8, os.cpu_count() or 1)
@@ -288,6 +291,7 @@ def write_faces(
             for who, faces, similarity in drawn:
                 before, waiting = waiting, ([], [])
                 finish(*before)
+                folder.begin()
                 saved = [pool.submit(save_image, x, face_file(out, *w, image_format)) for x,
                     w in zip(faces, who)]
                 waiting = saved, [record(*w, s) for w, s in zip(who, similarity)]
@@ -300,8 +304,8 @@ def resolve_for_folder(
     out:Path, # folder of the set
 )->SetRequest: # resolved
     "A request with the precision and batch that the set was begun with; the same in all processes"
-    begun, sampling = {}, request.sampling
-    if (out/'run.json').exists(): begun = table_of(read_json(out/'run.json'), 'settings', out/'run.json')
+    begun, sampling, mark = {}, request.sampling, out/'run.json'
+    if mark.exists() and holds_work(out): begun = table_of(read_json(mark), 'settings', mark)
     if sampling.precision == 'auto': sampling = replace(sampling, precision=begun.get('precision', 'auto'))
     if not sampling.batch: sampling = replace(sampling, batch=begun.get('batch', 0))
     request = pipe.resolve(replace(request, sampling=sampling))
@@ -342,7 +346,7 @@ def write_set(
     if folder.done('faces', key) and have.all(): return layout
     batches = my_batches(np.flatnonzero(~have), request.sampling.batch, ranks)
     drawn = drawn_batches(pipe, inquiries, request, layout, batches, folder)
-    write_faces(out, drawn, record, image_format, ranks.process_index, sum(map(len, batches)))
+    write_faces(folder, drawn, record, image_format, ranks.process_index, sum(map(len, batches)))
     ranks.wait_for_everyone()
     if ranks.is_main_process: merge_manifests(folder, key, layout.total)
     ranks.wait_for_everyone()
