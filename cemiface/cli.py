@@ -80,7 +80,7 @@ OPTIONS = dict(
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
     guidance=dict(type=number_in(float, 0), metavar='G', help='classifier-free guidance (1, or as calibrated)'),
-    guidance_interval=dict(type=number_in(float, 0), nargs=2, metavar=('LOW', 'HIGH'), help='t/T that is guided; 1 is noise (0 1)'),
+    guidance_interval=dict(type=number_in(float, 0, 1), nargs=2, metavar=('LOW', 'HIGH'), help='t/T that is guided; 1 is noise (0 1)'),
     similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control, away from m = 1 (1, or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
     eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),

@@ -61,6 +61,7 @@ def recipe_keys(
 def nearest_key(
     key:str, # as it was written
     keys:list[str], # the valid ones
+    listed:str='cemiface recipes toy', # the command that prints them, where they are many
 )->str: # the end of a sentence
     "The key that was meant, or all of them"
     leaf = key.rpartition('.')[2]
@@ -68,12 +69,11 @@ def nearest_key(
     near = (difflib.get_close_matches(key, same_leaf, 1, .75) or difflib.get_close_matches(key, keys, 1, .75)
             or same_leaf or difflib.get_close_matches(key, keys, 1, .5))
     if near: return f'; did you mean "{near[0]}"?'
-    return f'; valid keys are {", ".join(keys) if len(keys) < 20 else "those that `cemiface recipes toy` prints"}'
+    return f'; valid are {", ".join(keys) if len(keys) < 20 else f"those that `{listed}` prints"}'
 
 # %% ../nbs/01_recipe.ipynb #c013
 TYPE_WORDS = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', dict: 'a table',
-    list: 'a list',
-    type(None): '"none"'}
+    list: 'a list', type(None): '"none"'}
 LIST_WORDS = {int: 'a list of whole numbers', float: 'a list of numbers', str: 'a list of texts'}
 
 # %% ../nbs/01_recipe.ipynb #n4689399
@@ -290,7 +290,7 @@ class UNetConfig:
 class TransformerConfig:
     "The other denoiser (section `transformer` of a recipe)"
     width:int = setting(288, 'channels of a token; a multiple of 4 and of heads', lo=4)
-    depth:int = setting(8, 'number of blocks', lo=1)
+    depth:int = setting(8, 'number of blocks', lo=1, hi=1000)
     heads:int = setting(6, 'attention heads', lo=1)
     patch:int = setting(2, 'side of the squares that become tokens', lo=1)
     mlp_ratio:float = setting(4., 'width of the MLPs, as a multiple of width', above=0)
@@ -332,8 +332,7 @@ class TrainingConfig:
     m_step:float = setting(.02, 'distance of the levels of m; 0 draws m continuously, which collapses in the '
                                 'paper', lo=0, hi=2)
     control:str = setting('scalar', 'how m enters: the number itself (paper), a point on the sphere round '
-                                    'the inquiry, or both',
-        choices=list(CONTROLS))
+                                    'the inquiry, or both', choices=list(CONTROLS))
     inquiry:str = setting('same', 'whose embedding conditions: of the photo to be drawn (paper), or of '
                                   'another of the person',
         choices=['same', 'another'])
@@ -358,6 +357,11 @@ class GeneratorParts:
     loss:LossConfig
     training:TrainingConfig
     seed:int = 0
+
+    def __post_init__(self):
+        if self.training.optimiser != 'muon' or isinstance(self.unet, TransformerConfig): return
+        raise CemiFaceError('training.optimiser = "muon" is for the matrices of a transformer; set '
+                            'denoiser = "transformer", or training.optimiser = "adamw"')
 
 # %% ../nbs/01_recipe.ipynb #c038
 @dataclass
@@ -430,8 +434,7 @@ class CosFaceConfig:
         lo=1)
     flip:float = setting(.5, 'probability of mirroring a face', lo=0, hi=1)
     crop_scale:list[float] = setting([.9, 1.], 'least and greatest fraction of the area kept by a random '
-                                               'resized crop',
-        above=0, hi=1)
+                                               'resized crop', above=0, hi=1)
     shift:float = setting(0., 'greatest shift, as a fraction of the width', lo=0, hi=.5)
     jitter:float = setting(.1, 'greatest change of brightness, contrast, saturation and hue', lo=0, hi=.5)
     gain:float = setting(0., 'greatest change of each colour channel by itself', lo=0, hi=1)
@@ -513,9 +516,7 @@ class Recipe:
 
     def __post_init__(self):
         check_name('name', self.name)
-        if self.training.optimiser == 'muon' and self.denoiser != 'transformer':
-            raise CemiFaceError('training.optimiser = "muon" is for the matrices of a transformer; set '
-                                'denoiser = "transformer", or training.optimiser = "adamw"')
+        _ = self.parts                                 # which fit each other, or say why not
 
     @property
     def parts(self)->GeneratorParts:

@@ -6,7 +6,9 @@
 __all__ = ['overrides', 'on_cpu', 'device_of', 'inputs_of', 'open_faces', 'recipe_and_faces', 'data_sets', 'in_gb', 'doctor']
 
 # %% ../nbs/81_verbs.ipynb #c004
+import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -145,6 +147,16 @@ def do_train_recogniser(a):
     return facts, f'{a.out}: {arch}, {dim}-d, trained on {images:,} faces of {people:,} identities'
 
 # %% ../nbs/81_verbs.ipynb #c012
+OPTION_OF = dict(guidance_low='LOW of --guidance-interval', guidance_high='HIGH of --guidance-interval',
+    similarity_guidance='--similarity-guidance')
+
+@contextmanager
+def naming_options():
+    "Errors about settings in the body name the options that stand for them"
+    try: yield
+    except CemiFaceError as e:
+        raise CemiFaceError(re.sub(r'\w+', lambda found: OPTION_OF.get(found[0], found[0]), str(e))) from e
+
 def sampling_of(
     a, # parsed arguments
 )->SamplingConfig: # checked
@@ -153,7 +165,7 @@ def sampling_of(
         batch=a.batch, precision=a.precision, compile=getattr(a, 'compile', None))
     if a.guidance_interval: given |= dict(zip(('guidance_low', 'guidance_high'), a.guidance_interval))
     given = {k: v for k, v in given.items() if v is not None}
-    return from_dict(SamplingConfig, given, 'the arguments')
+    with naming_options(): return from_dict(SamplingConfig, given, 'the arguments')
 
 # %% ../nbs/81_verbs.ipynb #n7844408
 def open_generator(a):
@@ -179,10 +191,11 @@ def open_screen(a):
 # %% ../nbs/81_verbs.ipynb #n6571372
 def require_set(a, size):
     "Raises CemiFaceError where a set of faces needs more memory or disk than is free"
+    from cemiface.experiment.planning import picture_bytes
     from cemiface.runtime import free_disk, free_memory, require_room
     places, drawn = a.identities*a.per_identity, 4*a.identities if a.inquiries == 'synthetic' else 0
     require_room({'--identities and --per-identity': 20*places, '--identities': drawn*3*size**2}, free_memory())
-    files = {'--identities and --per-identity': places*size**2*(1.5 if a.image_format == 'png' else .3)}
+    files = {'--identities and --per-identity': places*picture_bytes(size, a.image_format)}
     if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
 
 # %% ../nbs/81_verbs.ipynb #c013
@@ -215,7 +228,8 @@ def do_generate(a):
     sampling, pipe = sampling_of(a), open_generator(a)
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
-    if asked.m is None: asked = calibrated(asked, pipe.calibrations.get(a.control))
+    with naming_options():
+        if asked.m is None: asked = calibrated(asked, pipe.calibrations.get(a.control))
     require_set(a, pipe.size)
     m, screen, out = asked.m, open_screen(a), Path(a.out)
     pictures = candidate_pictures(a, pipe, sampling)
@@ -367,12 +381,12 @@ def lab_of(a):
 # %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
     "Tables and figures"
-    from cemiface.experiment.beyond import choose_studies
-    from cemiface.experiment.beyond import STUDIES
+    from cemiface.experiment.beyond import choose_studies, STUDIES, study_named
     from cemiface.experiment.study import run_studies, studies_table
     if a.list:
         found = [dict(name=s.name, where=s.where, claim=s.claim) for s in STUDIES.values()]
         return dict(studies=found), '\n'.join(f'{o["name"]:22} {o["where"]}: {o["claim"]}' for o in found)
+    for name in a.name: study_named(name)
     if not a.recipe: raise CemiFaceError('study needs -r RECIPE; see cemiface study --help')
     if a.all == bool(a.name):
         raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')

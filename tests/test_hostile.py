@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HANG, contents, fork, in_process, root, sets
+from conftest import HANG, contents, fork, in_process, refused, root, sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import Hang, mutate, watch
@@ -277,6 +277,80 @@ def test_arguments(tmp_path, request):
     facts = json.loads((tmp_path/'arguments.json').read_text())
     print(facts)
     assert not facts['bad'] and not facts['left'] and facts['count'] > 500
+
+# Sizes of networks, of any setting that decides one
+
+def hunt_sizes(name):
+    "Networks for bench: built where there is room, else a sentence, in 3 GB of data"
+    from cemiface.core import CemiFaceError
+    from cemiface.experiment.bench import Setting, sized
+    from cemiface.recipe import changed, load_recipe, recipe_keys, Recipe
+    toy = sized(changed(load_recipe('toy'), ['denoiser=transformer']), batch=8, precision='no')
+    keys = [k for k in recipe_keys(Recipe) if k.split('.')[0] in ('unet', 'transformer', 'condition', 'faces')] + ['recogniser.dim', 'toy.identities']
+    values = st.sampled_from([1, 2, 48, 1000, *(o for o in HUGE if o > 0)]) | st.integers(1, 2**40)
+    resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000))
+    Setting(toy)
+    before, built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    @settings(deadline=None, max_examples=60, database=None)
+    @given(st.dictionaries(st.sampled_from(keys), values, min_size=1, max_size=2), st.sampled_from(['unet', 'transformer']))
+    def sizes(chosen, denoiser):
+        pairs = [f'{k}={[v] if k == "unet.channels" else v}' for k, v in chosen.items()]
+        try: built.append(Setting(changed(toy, [f'denoiser={denoiser}', *pairs])))
+        except CemiFaceError as e: assert '\n' not in str(e)
+        built.clear()
+    sizes()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**21       # kilobytes
+    Path(name).touch()
+
+def test_sizes(tmp_path):
+    in_process(hunt_sizes, tmp_path/'done', timeout=300)
+    assert (tmp_path/'done').exists()
+
+# Variables of launchers
+
+LAUNCHER = 'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'
+sensible = dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(LAUNCHER), st.sampled_from(['0', '1', '2', '-1', '', 'abc', '1.5', '\u0661', '9'*30])),
+    st.sets(st.sampled_from(LAUNCHER)))
+def test_launcher(odd, absent):
+    "One sentence that names a variable; or it is clear how many processes there are"
+    from unittest.mock import patch
+    from cemiface.core import CemiFaceError
+    from cemiface.runtime import check_launch
+    clean = {k: v for k, v in os.environ.items() if k not in LAUNCHER}
+    env = {k: v for k, v in (sensible|odd).items() if k not in absent}
+    with patch.dict(os.environ, clean|env, clear=True):
+        try: together = check_launch()
+        except CemiFaceError as e:
+            assert any(k in str(e) for k in LAUNCHER) and '\n' not in str(e)
+            return
+    there = {k: v for k, v in env.items() if v != '-1'}
+    if together: assert there.keys() == set(LAUNCHER) and int(there['RANK']) < int(there['WORLD_SIZE'])
+    else: assert 'LOCAL_RANK' not in there and int(there.get('WORLD_SIZE', 1)) < 2
+
+# Sentences that name what to do
+
+drawn = ['generate', '--generator', 'toy', '--inquiries', 'synthetic', '--identities', 2, '--per-identity', 1, '--steps', 2, '--batch', 2, '--threshold', 1,
+    '--device', 'cpu', '--out', 'out']
+bench = ['bench', '-s', 'denoiser=transformer', '--work', 'embed', '--device', 'cpu']
+
+@pytest.mark.parametrize('args, env, words', [(['study', 'nosuch'], {}, ['nosuch', 'cemiface study --list']),
+    (['study', 'nosuch', '-r', 'toy'], {}, ['nosuch', 'cemiface study --list']),
+    ([*drawn, '--m', 0, '--guidance-interval', 0, 1.5], {}, ['--guidance-interval', '1.5']),
+    ([*drawn, '--m', 0, '--guidance-interval', .8, .2], {}, ['--guidance-interval', 'exchange']),
+    ([*drawn, '--similarity', .9, '--guidance-interval', .2, .8], {}, ['--guidance-interval', 'calibrated']),
+    ([*drawn, '--m', 0, '--generator', 'no/such'], dict(HF_HUB_OFFLINE='1'), ['no/such', 'check the name']),
+    ([*drawn, '--m', 0], dict(WORLD_SIZE='2'), ['MASTER_ADDR']), ([*drawn, '--m', 0], dict(LOCAL_RANK='abc'), ['LOCAL_RANK']),
+    ([*bench, '-s', 'transformer.depth=1000000'], {}, ['transformer.depth']),
+    ([*bench, '-s', 'transformer.width=1200000'], {}, ['transformer and condition']),
+    (['doctor', '--autoencoder', 'x.safetensors'], {}, ['x.safetensors', 'no network'])])
+def test_words(start, tmp_path, args, env, words):
+    (tmp_path/'x.safetensors').write_bytes(b'\2' + bytes(7) + b'{}')                  # without a tensor
+    r = start(*args, env=env).wait()
+    refused(r, *words)
+    assert 'Warning' not in r.err and 'face encoder' not in r.err and not (tmp_path/'out').exists(), r.err
 
 # Streams that are closed, full or of another encoding
 

@@ -95,12 +95,31 @@ def test_refused(cemiface, train, made, inputs, tmp_path):
     assert not (tmp_path/'new').exists()
 
 @pytest.mark.parametrize('change', [dict(latent_std=[1, 1, 0, 1]), dict(latent_mean=None), dict(latent_mean=['a']*4), dict(latent_std=[1.]*3),
-    dict(autoencoder=None), dict(autoencoder=['os', 'system'])])
+    dict(latent_mean=[[0.]*2]*2), dict(latent_std=[1e38]*4), dict(latent_std=[[1.]]*4), dict(latent_mean=[True]*4), dict(autoencoder=None),
+    dict(autoencoder=['os', 'system'])])
 def test_damaged_index(cemiface, made, inputs, tmp_path, change):
     shutil.copytree(made, tmp_path/'own')
     at = tmp_path/'own'/'model_index.json'
     at.write_text(json.dumps(json.loads(at.read_text())|change))
     refused(cemiface(*generate('own', inputs), 'set'), 'own', 'cannot be read as a generator')
+
+def swap(folder):
+    "Other weights of the same shapes"
+    from safetensors.torch import load_file, save_file
+    file = folder/'diffusion_pytorch_model.safetensors'
+    save_file({k: v*1.01 if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
+
+@pytest.mark.parametrize('part', ['autoencoder', 'identity_encoder'])
+def test_another_part(cemiface, made, inputs, tmp_path, part):
+    "What decodes, or embeds, belongs to a generator: with another, a set is not resumed, and it is said"
+    shutil.copytree(made, tmp_path/'own')
+    r = cemiface(*generate('own', inputs), 'set')
+    assert r.code == 0 and 'trained with' not in r.err, r.err
+    before = contents(tmp_path/'set')
+    swap(tmp_path/'own'/part)
+    r = cemiface(*generate('own', inputs), 'set')
+    refused(r, 'set holds another run', 'generator = ')
+    assert f'the {part} in it is not the one that it was trained with' in r.err and contents(tmp_path/'set') == before
 
 def test_study_of_the_autoencoder(cemiface, inputs, tmp_path):
     "Killed between two sizes; no generator is trained for it"

@@ -207,6 +207,109 @@ def test_weights_that_are_no_numbers(data):
     save_file(state, file)
     assert k in told(load_encoder, 'net') and k in told(FaceEncoder.from_pretrained, 'net')
 
+# Autoencoders
+
+def middle_file(name, changes=()):
+    "A single file of a known family, some of its tensors of another shape; None takes one away"
+    import torch
+    from cemiface.generator.autoencoder import MiddleAutoencoder
+    from safetensors.torch import save_file
+    torch.manual_seed(0)
+    state = {}
+    for k, v in MiddleAutoencoder(4).state_dict().items():
+        part, _, i, rest = k.split('.', 3)
+        state[f'{part}.{int(i)+(part == "decoder")}.{rest}'] = v.contiguous()
+    for k, shape in changes: state[k] = None if shape is None else torch.zeros(shape)
+    save_file({k: v for k, v in state.items() if v is not None}, name)
+    return Path(name)
+
+def autoencoder_folder(kind, **changes):
+    "A folder of diffusers whose settings are others than those of its weights"
+    import diffusers
+    few, blocks = dict(num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)), dict(norm_num_groups=4, block_out_channels=(8,))
+    made = dict(AutoencoderTiny=few|dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8)), AutoencoderKL=blocks, VQModel=blocks)
+    shutil.rmtree('folder', ignore_errors=True)
+    getattr(diffusers, kind)(**made[kind]).save_pretrained('folder')
+    at = Path('folder/config.json'); at.write_text(json.dumps(json.loads(at.read_text())|changes))
+    return Path('folder')
+
+hollow = st.lists(st.integers(0, 2**31), max_size=3).map(lambda o: [*o, 0])            # as large as may be, and without a byte
+shapes = st.none() | st.lists(st.integers(0, 5), max_size=5) | hollow
+tensors = st.sampled_from(['encoder.14.weight', 'encoder.14.bias', 'decoder.1.weight', 'encoder.0.weight', 'encoder.11.pool.0.weight', 'more.0'])
+sizes = st.sampled_from(['latent_channels', 'block_out_channels', 'layers_per_block', 'norm_num_groups', 'sample_size', 'in_channels', 'num_vq_embeddings',
+    'down_block_types', 'upsampling_scaling_factor', 'num_decoder_blocks', 'decoder_block_out_channels', 'encoder_block_out_channels', '_class_name'])
+numbers = st.sampled_from([0, 1, 7, 64, 10**5, 10**9, 10**30, -1, 1e300, None, 'x'])
+
+def hostile_autoencoders(name):
+    "Files of a few kilobytes or megabytes that describe a network, or faces, of any size, in 3 GB of data"
+    import resource
+    import torch
+    from cemiface.generator.autoencoder import load_autoencoder
+    resource.setrlimit(resource.RLIMIT_DATA, (3*2**30, 3*2**30))
+    assert load_autoencoder(middle_file('good.safetensors')).channels == 4 and load_autoencoder(autoencoder_folder('AutoencoderTiny'))
+    def loaded(path):
+        why = told(load_autoencoder, path)
+        assert why is None or path.name in why, why
+        if why is None: assert load_autoencoder(path).decode(load_autoencoder(path).encode(torch.zeros(1, 3, 64, 64))).isfinite().all()
+    @settings(deadline=None, max_examples=40, database=None)
+    @given(st.lists(st.tuples(tensors, shapes), min_size=1, max_size=2))
+    def files(changes): loaded(middle_file('m.safetensors', changes))
+    @settings(deadline=None, max_examples=80, database=None)
+    @given(st.sampled_from(['AutoencoderTiny', 'AutoencoderKL', 'VQModel']), sizes, numbers | st.lists(numbers, max_size=3))
+    def folders(kind, key, value): loaded(autoencoder_folder(kind, **{key: value}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    files(); folders()
+    for shape in ((), (2**31, 64, 3, 0)): assert 'm.safetensors' in told(load_autoencoder, middle_file('m.safetensors', [('encoder.14.weight', shape)]))
+    assert 'folder' in told(load_autoencoder, autoencoder_folder('AutoencoderTiny', upsampling_scaling_factor=1000))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19       # kilobytes
+    Path(name).touch()
+
+def test_autoencoders_of_any_size(): in_process(hostile_autoencoders, os.path.abspath('large'), timeout=300); assert Path('large').exists()
+
+def texts_beside(name):
+    "Pipes, devices, folders, sparse files and odd bytes where a card or a licence is looked for, in 3 GB of data"
+    import resource
+    from cemiface.generator.autoencoder import load_autoencoder
+    resource.setrlimit(resource.RLIMIT_DATA, (3*2**30, 3*2**30))
+    shutil.rmtree('beside', ignore_errors=True); os.mkdir('beside')
+    file, before = middle_file('beside/net.safetensors'), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def sparse(at):
+        with open(at, 'wb') as f: f.truncate(10**10)
+    odd = dict(pipe=os.mkfifo, folder=os.mkdir, device=lambda at: os.symlink('/dev/zero', at), lost=lambda at: os.symlink('nowhere', at), sparse=sparse)
+    for text in ('LICENSE', 'LICENCE.txt', 'README.md'):
+        for make in odd.values():
+            at = f'beside/{text}'; make(at)
+            assert load_autoencoder(file).licence == 'not stated'
+            os.rmdir(at) if os.path.isdir(at) else os.remove(at)
+    bomb = 'a0: &a0 [lol]\n' + ''.join(f'a{k}: &a{k} [{", ".join([f"*a{k-1}"]*9)}]\n' for k in range(1, 12)) + 'license: *a11\n'
+    Path('beside/README.md').write_text(f'---\n{bomb}---\n'); assert load_autoencoder(file).licence == 'not stated'
+    os.remove('beside/README.md')
+    @settings(deadline=None, max_examples=20, database=None)
+    @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+    def licences(raw):
+        Path('beside/LICENSE').write_bytes(raw)
+        licence = load_autoencoder(file).licence
+        assert licence and '\n' not in licence and len(licence) <= 200
+    licences()
+    for make in odd.values():
+        at = autoencoder_folder('AutoencoderTiny')/'config.json'; at.unlink(); make(at)
+        assert 'config.json' in told(load_autoencoder, 'folder')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18
+    Path(name).touch()
+
+def test_texts_beside_weights(): in_process(texts_beside, os.path.abspath('texts')); assert Path('texts').exists()
+
+@often
+@given(values | st.lists(st.floats() | st.integers(), min_size=4, max_size=4), values | st.lists(st.floats() | st.integers(), min_size=4, max_size=4))
+def test_statistics_of_latents(mean, std):
+    "What is accepted makes finite numbers of finite ones"
+    import torch
+    from types import SimpleNamespace
+    from cemiface.generator.autoencoder import check_statistics
+    if told(check_statistics, SimpleNamespace(channels=4), mean, std): return
+    mean, std = torch.tensor([mean, std], dtype=torch.float32)[..., None, None]
+    assert mean.shape == (4, 1, 1) and std.min() > 0 and (torch.randn(2, 4, 3, 3)*std + mean).isfinite().all()
+
 # fastai
 
 @pytest.fixture(scope='module')

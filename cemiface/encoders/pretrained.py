@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from itertools import pairwise
@@ -33,6 +34,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import atomic_path, CemiFaceError, check_version, FORMAT_VERSION, log, progress, sweep
 from ..core import fingerprint as fingerprint_of, read_json, sha256_file, write_json
 from ..recipe import ASSETS
+from ..runtime import free_memory, require_room
 from ..data.faces import to_float
 from .backbones import ARCHS, build_backbone, conventions, name_network, UNITS, user_networks
 
@@ -330,7 +332,11 @@ def read_tensors(
 ): # dictionary of tensors by key
     "The tensors of the network in a file; CemiFaceError if it is damaged, or holds code, none or several."
     if not path.is_file(): raise CemiFaceError(f'{path} is no file; give a checkpoint')
-    try: kept = load_file(path) if path.suffix=='.safetensors' else unpickle(path)
+    require_room({f'the weights in {path}': path.stat().st_size}, free_memory())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')            # of torch, about what is refused in the next lines
+            kept = load_file(path) if path.suffix=='.safetensors' else unpickle(path)
     except CemiFaceError: raise
     except Exception as e:
         if isinstance(e, pickle.UnpicklingError) and 'global' in str(e).lower():
@@ -338,7 +344,7 @@ def read_tensors(
                                 'convert it to safetensors first') from e
         raise CemiFaceError(f'{path} is not a checkpoint, or it is damaged') from e
     found = dict(tensor_groups(kept))
-    if not found: raise CemiFaceError(f'{path} holds no dictionary of tensors, so it is no face encoder')
+    if not found: raise CemiFaceError(f'{path} holds no dictionary of tensors, so it is no network')
     networks = {k: v for k,v in found.items() if any(map(SIGN.fullmatch, v))} or found
     usual = [k for k in networks if k.split('.')[-1] in USUAL_KEYS]
     chosen, *others = sorted(networks, key=lambda k: k not in usual)

@@ -19,13 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..core import (
     atomic_path, CemiFaceError, csv_text, fingerprint, FORMAT_VERSION, log, muted, plain, RunFolder,
     versions, write_json, write_text)
 from ..recipe import ASSETS, Inputs, load_recipe, Recipe, to_toml, union_of, volumes_of
-from ..runtime import default_device, hardware
+from ..runtime import default_device, hardware, planned_bytes
 from ..data.formats import pair_files, read_pairs
 from ..data.packed import read_bin, scan
 from ..plots import face_grid
@@ -61,11 +60,8 @@ def check_recipe(
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
     channels, side = latent_sizes(r, autoencoder)
-    try:
-        with torch.device('meta'): build_denoiser(r.parts.unet, r.condition, 2, side, channels)      # takes no memory
-    except (RuntimeError, OverflowError, TypeError) as e:
-        raise CemiFaceError(f'no machine can hold the generator of recipe {r.name}; lower the sizes of its '
-                            f'{r.denoiser}, condition.width or condition.tokens') from e
+    make = partial(build_denoiser, r.parts.unet, r.condition, 2, side, channels)
+    planned_bytes(make, f'{r.denoiser} and condition')
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
         raise CemiFaceError('inquiries.source = "synthetic" needs a training with condition.dropout above 0')
 

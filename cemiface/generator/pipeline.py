@@ -6,8 +6,8 @@
 __all__ = ['OWN_CARD', 'ABOUT', 'INTENDED_USE', 'NOT_CALIBRATED', 'NO_LEAKAGE', 'DENOISERS', 'PART_CLASSES', 'SIDES',
            'MOST_TIMESTEPS', 'CemiFaceOutput', 'CemiFacePipeline', 'calibrated', 'in_format', 'fact_text', 'fact_list',
            'decoder_of', 'origin_text', 'calibration_text', 'model_card', 'save_index', 'check_index', 'in_short',
-           'fetch', 'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_statistics',
-           'check_parts', 'load_generator', 'save_parts', 'pipeline_around', 'show_averaged', 'train_generator']
+           'fetch', 'check_side', 'check_part', 'check_scheduler', 'check_sizes', 'check_folder', 'check_parts',
+           'load_generator', 'save_parts', 'pipeline_around', 'show_averaged', 'train_generator']
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c004
 import json
@@ -23,26 +23,26 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from fastcore.basics import noop, patch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
 from ..core import (
-    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, RunFolder,
-    text_table, write_text)
+    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, read_text,
+    RunFolder, text_table, write_text)
 from ..recipe import (
     ASSETS, check_range, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
-from ..runtime import free_memory, planned, processes, require_room
+from ..runtime import planned, processes
 from ..data.faces import as_faces, FaceSet, to_uint8
 from ..encoders.pretrained import FaceEncoder, read_tensors, weights_for
-from .autoencoder import Autoencoder, encode_set, load_autoencoder
+from .autoencoder import (
+    Autoencoder, check_statistics, encode_set, from_hub, load_autoencoder)
 from .schedule import make_sampler, make_scheduler, predicted_by
 from .condition import apply_control, Condition, direction, face_rng
 from .denoiser import Denoiser, FaceTransformer, FaceUNet
 from .training import may_change, steps_in_all, train_denoiser, training_settings, TrainingState
 from .sampling import (
     check_steps, denoise, drawing_precision, face_similarity, fitting_batch, sample, SetRequest)
-from .calibration import Calibration
+from .calibration import Calibration, GUIDANCE
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c007
 @dataclass
@@ -74,7 +74,9 @@ class CemiFacePipeline(DiffusionPipeline):
             identity_encoder=identity_encoder, autoencoder=autoencoder)
         trained = dict(format_version=FORMAT_VERSION) | (trained or {})
         self.register_to_config(trained=trained, calibrations=calibrations or {}, facts=facts or {})
-        if autoencoder is not None: self.register_to_config(latent_mean=latent_mean, latent_std=latent_std)
+        if autoencoder is not None:
+            check_statistics(autoencoder, latent_mean, latent_std)
+            self.register_to_config(latent_mean=latent_mean, latent_std=latent_std)
         # as tqdm says: a bar on a terminal, and nowhere else
         self.set_progress_bar_config(disable=None)
 
@@ -143,9 +145,9 @@ def calibrated(
     if c is None:
         raise CemiFaceError(f'this generator has no calibration of {control} control; '
                             'make one with cemiface calibrate, or ask for m')
-    for key, unasked in dict(guidance=1, guidance_low=0, guidance_high=1, similarity_guidance=1).items():
+    for key in GUIDANCE:
         asked, known = getattr(sampling, key), getattr(c, key)
-        if asked not in (unasked, known):
+        if asked not in (getattr(SamplingConfig, key), known):
             raise CemiFaceError(f'{key} = {asked}, but {control} control was calibrated at {known}; '
                                 'leave it out, or calibrate again')
     if (sampling.steps, sampling.eta) != (c.steps, c.eta):
@@ -271,7 +273,7 @@ def origin_text(
     "What a generator was made from"
     schedule, e = pipe.scheduler.config, pipe.identity_encoder
     named = type(pipe.scheduler).__name__
-    left_out = 'format_version', 'identity_encoder', 'size', 'autoencoder'
+    left_out = 'format_version', 'identity_encoder', 'size', 'autoencoder', 'decoder'
     trained = {k: v for k, v in pipe.config.trained.items() if k not in left_out}
     latents, shape = {}, 'x'.join(map(str, pipe.shape))
     if decoder := decoder_of(pipe):
@@ -320,7 +322,7 @@ def save_index(
 ):
     "Write what a pipeline folder says of its parts: the card, then `model_index.json`"
     card = Path(out)/'README.md'
-    if not card.exists() or OWN_CARD in card.read_text(): write_text(card, model_card(pipe))
+    if not card.exists() or OWN_CARD in read_text(card, 'card'): write_text(card, model_card(pipe))
     with atomic_path(Path(out)/'model_index.json') as tmp: pipe.to_json_file(tmp)
 
 @patch
@@ -378,9 +380,7 @@ def fetch(
     at = Path(name)
     on_hub = isinstance(name, str) and re.fullmatch(r'[\w.-]*\w/\w[\w.-]*', name) and not at.parent.is_dir()
     if not on_hub: return at
-    try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors', 'README.md'], **hub))
-    except Exception as e:
-        raise CemiFaceError(f'{name} is no folder here, and cannot be had from the hub ({in_short(e)})') from e
+    return from_hub(name, ['*.json', '*.safetensors', 'README.md'], **hub)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #n8060871
 def check_side(
@@ -399,11 +399,9 @@ def check_part(
     "Raises CemiFaceError where weights do not fit their config.json, or are no finite numbers"
     config, files = read_json(folder/'config.json', 'part of a generator'), sorted(folder.glob('*.safetensors'))
     if not files: raise CemiFaceError(f'{folder} lacks its weights, a .safetensors file; get the generator anew')
-    require_room({f'the weights in {folder}': sum(f.stat().st_size for f in files)}, free_memory())
     state = {k: v for file in files for k, v in read_tensors(file).items()}
     try:
-        # with some to spare, so that a single absent weight is told by its name
-        with planned(2*len(state), 2*sum(v.numel() for v in state.values())): plan = cls.from_config(config)
+        with planned(state): plan = cls.from_config(config)
     except Exception as e:
         raise CemiFaceError(f'{folder/"config.json"} describes no {cls.__name__} ({in_short(e)})') from e
     weights_for(plan, state, files[0], cls.__name__)
@@ -473,18 +471,6 @@ def from_pretrained(cls:CemiFacePipeline,
     return load(cls, str(folder), local_files_only=True, use_safetensors=True, **options)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c048
-def check_statistics(
-    pipe:CemiFacePipeline, # just loaded
-    path, # where from, for the message
-):
-    "Raises CemiFaceError where latents lack their mean and standard deviation"
-    if pipe.autoencoder is None: return
-    numbers = [np.ravel(pipe.config[k]) for k in ('latent_mean', 'latent_std')]
-    fit = all(o.shape == (pipe.autoencoder.channels,) and o.dtype.kind in 'fi' for o in numbers)
-    if fit and np.isfinite(numbers).all() and (numbers[1] > 0).all(): return
-    raise CemiFaceError(f'{path} cannot be read as a generator (latent_mean and latent_std should hold a number '
-                        'for each channel of the latents)')
-
 def check_parts(
     pipe:CemiFacePipeline, # just loaded
     path, # where from, for messages
@@ -492,11 +478,15 @@ def check_parts(
     "Raises CemiFaceError where the parts of a generator do not fit each other"
     check_version(pipe.config.trained, path)
     check_scheduler(pipe.scheduler)
-    check_statistics(pipe, path)
     needs, has = pipe.condition.config.dim, pipe.identity_encoder.config.dim
     if needs != has:
         raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own '
                             f'has {has}; put back the one it was trained with')
+    for part, fact in dict(identity_encoder='identity_encoder', autoencoder='decoder').items():
+        known = pipe.config.trained.get(fact)
+        if known and known != getattr(getattr(pipe, part), 'fingerprint', None):
+            log(f'{path}: the {part} in it is not the one that it was trained with, so its faces are others; '
+                'put that back, or train anew')
     weights, kept = pipe.weights_fingerprint, pipe.config.calibrations
     stale = [control for control, c in pipe.calibrations.items() if c.generator != weights]
     if stale:
@@ -589,7 +579,7 @@ def train_generator(
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
             size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint,
             last=rows[-1] if rows else None, computed=computed)
-        if latent: facts |= dict(autoencoder=autoencoder.name)
+        if latent: facts |= dict(autoencoder=autoencoder.name, decoder=autoencoder.fingerprint)
         begin()
         if ranks.is_main_process:
             save_parts(make(net, facts).to('cpu'), out)

@@ -376,11 +376,7 @@ def optimisers_of(
     adamw = partial(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     weights = list(denoiser.parameters())
     if config.optimiser == 'adamw': return [adamw(weights)]
-    blocks = getattr(denoiser.unet, 'blocks', None)
-    if not blocks:
-        raise CemiFaceError('training.optimiser = "muon" is for the blocks of a transformer; '
-                            'set denoiser = "transformer", or training.optimiser = "adamw"')
-    matrices = [w for w in blocks.parameters() if w.ndim == 2]
+    matrices = [w for w in denoiser.unet.blocks.parameters() if w.ndim == 2]
     chosen = {id(w) for w in matrices}
     return [adamw([w for w in weights if id(w) not in chosen]),
         GuardedMuon(matrices, config.lr, config.weight_decay, adjust_lr_fn='match_rms_adamw')]
