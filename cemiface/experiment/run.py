@@ -46,8 +46,8 @@ from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
-    caution, decoder_words, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
-    rank_correlations, report_html, set_label, training_html)
+    caution, decoder_words, FACTS, line_style, markdown_text, plot_achieved, plot_faces, plot_leakage,
+    plot_rocs, plot_sweep, rank_correlations, report_html, set_label, training_html)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def check_recipe(
@@ -76,7 +76,7 @@ def check_files(
 ):
     "Raise CemiFaceError where a file that was given is absent or of no use"
     for key, path in asdict(i).items():
-        if path and key not in ('faces', 'inquiries', 'autoencoder') and not Path(path).exists():
+        if path and key in ('pairs', 'images') and not Path(path).exists():              # others are opened
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
     with muted():                                                  # the stages will tell what is left out
         photos = Counter(o.identity for o in scan(i.faces))
@@ -531,7 +531,7 @@ def set_card(
     origin = 'given faces: each identity resembles one of them'
     if recipe['inquiries']['source'] == 'synthetic': origin = 'drawn by the generator itself'
     words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
-    decoder = decoder_words(results['autoencoder'])
+    decoder = markdown_text(decoder_words(results['autoencoder']))
     return f'''# {r["name"]}
 
 Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,

@@ -323,7 +323,7 @@ def save_index(
 ):
     "Write what a pipeline folder says of its parts: the card, then `model_index.json`"
     card = Path(out)/'README.md'
-    if not card.exists() or OWN_CARD in card.read_text(): write_text(card, model_card(pipe))
+    if not card.exists() or OWN_CARD in card.read_text('utf-8', 'replace'): write_text(card, model_card(pipe))
     with atomic_path(Path(out)/'model_index.json') as tmp: pipe.to_json_file(tmp)
 
 @patch
