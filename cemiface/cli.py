@@ -368,8 +368,9 @@ def outcome(
     if any(map(lacks_memory, causes(e))):
         return 2, ('the memory is used up; ask for smaller batches, images, networks or sets, '
                    'or use a larger machine')
-    if isinstance(e, OSError) and e.errno and e.filename:
-        return 2, f'{e.filename}: {e.strerror}; check the path and that it can be written'
+    if isinstance(e, OSError) and e.errno:
+        if e.filename: return 2, f'{e.filename}: {e.strerror}; check the path and that it can be written'
+        return 2, f'the system refuses: {e.strerror}; check its limits, and that the current folder is there'
 
 # %% ../nbs/82_cli.ipynb #n4461363
 def open_streams():

@@ -67,8 +67,7 @@ def check_recipe(
         raise CemiFaceError(f'no machine can hold the generator of recipe {r.name}; lower the sizes of its '
                             f'{r.denoiser}, condition.width or condition.tokens') from e
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
-        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with '
-                            'condition.dropout above 0')
+        raise CemiFaceError('inquiries.source = "synthetic" needs a generator trained with condition.dropout above 0')
 
 # %% ../../nbs/71_experiment.run.ipynb #cb2ea5a6
 def check_files(
@@ -287,8 +286,9 @@ def load_or_choose_inquiries(
     "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
     n = len(union_of(volumes_of(r)))
+    given = [candidate_faces(ctx, pipe, train)] if ctx.inputs.inquiries and cfg.source == 'faces' else []
     def choose():
-        faces = candidate_faces(ctx, pipe, train)
+        faces, = given or [candidate_faces(ctx, pipe, train)]
         known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
         rows = select_inquiries(embed(encoder, faces, device=ctx.device), cfg.threshold, n, known, cfg.avoid)
         found = f'only {len(rows)} of {len(faces)} faces pass inquiries.threshold = {cfg.threshold}'
@@ -296,7 +296,7 @@ def load_or_choose_inquiries(
         if len(rows) < n: log(f'{found}; {n} were asked for')
         write_inquiries(faces[rows], home)
         return rows
-    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n), choose)
+    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n, *given), choose)
     kept = FaceSet.from_folder(home, r.faces.size)
     if len(kept) >= len(rows): return kept.subset(range(len(rows)))
     raise CemiFaceError(f'{home} lacks {len(rows)-len(kept)} of its {len(rows)} faces; delete '

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from matplotlib.figure import Figure
 
-from ..core import (
-    atomic_path, differences, log, read_json, sha256_file, text_table, versions, write_json, write_text)
+from cemiface.core import (
+    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
+    write_text)
 from ..recipe import (
     from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
@@ -34,7 +35,7 @@ from .report import figure_text, markdown_text
 from .run import stage
 from .planning import quick_rates
 from .arms import (
-    Arm, correct_pairs, Lab, measure_arms, open_lab, STUDY_FILE, TUNINGS)
+    Arm, correct_pairs, Lab, measure_arms, open_lab, STUDY_FILE, tuning_recipe, TUNINGS)
 
 # %% ../../nbs/75_experiment.study.ipynb #c176cda1
 def one_line(
@@ -94,6 +95,14 @@ class Study:
     needs_people:bool = False          # must inquiries show people who are known by name?
     reads:list = ()                    # names of files in the lab's folder, which it reads
     paper:dict = field(default_factory=dict)   # what the paper prints: source, rows {name: figure}
+
+    def needs_labels(self,
+        recipe:Recipe, # of which its arms are made
+    )->bool:
+        "Must the people on the training photos be known?"
+        def paired(arm): return arm.tuning and tuning_recipe(recipe, arm.tuning).training.inquiry == 'another'
+        return self.needs_people or any(arm.real_directions or arm.kind in ('real', 'group') or
+            arm.inquiries == 'centres' or paired(arm) for arm in self.arms(recipe).values())
 
     def unfit(self, recipe:Recipe)->str: # empty, where nothing is against it
         "Why the study can't be made of a recipe"
@@ -504,6 +513,10 @@ def run_studies(
 )->list[dict]: # results.json of each
     "Say the plan, and make the studies, or what is left of them; raises CemiFaceError for bad inputs"
     lab = open_lab(recipe, out, inputs, seeds, generator_seeds, cpu, autoencoder)
+    unknown = [] if lab.train.identities else [study.name for study in studies if study.needs_labels(recipe)]
+    if unknown:
+        raise CemiFaceError(f'the photos have no identities, which these studies need: {", ".join(unknown)}; '
+                            'give each person a folder, or name other studies')
     needs = plan(studies, recipe, seeds, generator_seeds, len(lab.train))
     if any(needs[k] for k in ('views', 'faces', 'epochs')):
         rates = quick_rates(recipe, lab.identity.config.arch, lab.autoencoder, lab.device)
