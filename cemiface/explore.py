@@ -80,7 +80,7 @@ def face_row(
     n:int=6, # faces to draw
 )->tuple[Image.Image, list[float]]: # picture, and the cosine of each face to the inquiry by E_id
     "Draw a row of faces; raises CemiFaceError for a value out of range"
-    if not 1 <= n <= 100: raise CemiFaceError(f'n = {n} makes no row of faces; use at least 1 and at most 100')
+    if not 1 <= n <= 100: raise CemiFaceError(f'n = {n} makes no row of faces; use at least 1, at most 100')
     out = pipeline(face[None], **settings.arguments(n))
     similarity = out.similarity.tolist()
     faces = torch.cat([as_faces(face[None], pipeline.size).cpu(), out.images.cpu()])

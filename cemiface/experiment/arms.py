@@ -448,8 +448,8 @@ def recogniser_of(
 ): # FaceEncoder
     "A recogniser, trained when it is first needed"
     faces, pairs = training_set(lab, arm, number), lab.pairs if arm.watch else None
-    return train_recogniser(faces, recogniser_config(lab, arm), recogniser_folder(lab, arm, number, seed), pairs,
-        seed=lab.recipe.seed+seed, device=lab.device)
+    config, home = recogniser_config(lab, arm), recogniser_folder(lab, arm, number, seed)
+    return train_recogniser(faces, config, home, pairs, seed=lab.recipe.seed+seed, device=lab.device)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c0e84ac3
 def recogniser_facts(

@@ -430,7 +430,7 @@ def plot_groups(
     for ax, what in zip(fig.subplots(1, 2), titles):
         own = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows if row['what'] == what]
         places = list(dict.fromkeys(row['place'] for row in own))
-        shown = [short_repr(o, 40).replace('$', r'\$') for o in places]         # no formula, and room for axes
+        shown = [short_repr(o, 40).replace('$', r'\$') for o in places]        # no formula, room for axes
         for row in own:
             k, v = sets.index(row['name']), np.array([row['lo'], row['mean'], row['hi']])
             if what == 'accuracy': v = 100*v
