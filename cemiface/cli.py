@@ -57,11 +57,13 @@ OPTIONS = dict(
     sets=dict(metavar='SECTION.KEY=VALUE', action='append', help='change one value of the recipe'),
     quiet=switch('no progress bars'), json=switch('print one JSON object on standard output'),
     device=dict(choices=['auto', 'cpu', 'cuda'], default='auto', help='where to compute'),
-    precision=dict(choices=['auto', 'no', 'bf16', 'fp16'], metavar='PRECISION', help='of the generator: auto, no, bf16, fp16'),
+    precision=dict(choices=['auto', 'no', 'bf16', 'fp16'], metavar='PRECISION',
+        help='of the generator: auto, no, bf16, fp16'),
     faces=dict(help=f'training photos: {PHOTOS}'),
     identity_encoder=dict(help='weights of E_id, or the name of a shipped one'),
     judge=dict(help='weights of an independent face encoder'),
-    autoencoder=dict(help='autoencoder of a recipe that works in latents: weights, folder, or name on the hub'),
+    autoencoder=dict(help='autoencoder of a recipe that works in latents: weights, folder, or name on the '
+                          'hub'),
     encoder=dict(help='weights or folder of any face encoder'),
     generator=dict(help='folder of a generator, OWNER/NAME on the hub, or toy'),
     pairs=dict(help='pairs.txt or .bin'), images=dict(help='folder of the images that pairs.txt names'),
@@ -79,9 +81,12 @@ OPTIONS = dict(
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
     control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
-    guidance=dict(type=number_in(float, 0), metavar='G', help='classifier-free guidance (1, or as calibrated)'),
-    guidance_interval=dict(type=number_in(float, 0, 1), nargs=2, metavar=('LOW', 'HIGH'), help='t/T that is guided; 1 is noise (0 1)'),
-    similarity_guidance=dict(type=number_in(float, 0), metavar='G', help='of scalar control, away from m = 1 (1, or as calibrated)'),
+    guidance=dict(type=number_in(float, 0), metavar='G',
+        help='classifier-free guidance (1, or as calibrated)'),
+    guidance_interval=dict(type=number_in(float, 0, 1), nargs=2, metavar=('LOW', 'HIGH'),
+        help='t/T that is guided; 1 is noise (0 1)'),
+    similarity_guidance=dict(type=number_in(float, 0), metavar='G',
+        help='of scalar control, away from m = 1 (1, or as calibrated)'),
     steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
     eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),
     seed=dict(type=natural, default=0, help='decides noise and directions (0)'),
@@ -89,7 +94,8 @@ OPTIONS = dict(
 
 # %% ../nbs/82_cli.ipynb #n0766820
 OPTIONS |= dict(
-    max_leakage=dict(type=cosine, metavar='X', help='replace identities nearer than this to a training photo'),
+    max_leakage=dict(type=cosine, metavar='X',
+        help='replace identities nearer than this to a training photo'),
     against=dict(metavar='PHOTOS', help=f'training photos, for leakage: {PHOTOS}'),
     batch=dict(type=natural, default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
                                                          f'({DEFAULT.batch})'),
@@ -117,8 +123,10 @@ OPTIONS |= dict(
     detector=dict(metavar='pkg.module:factory',
         help='makes a function from an image (uint8, h x w x RGB) to a list of (five points, score)'),
     min_side=dict(type=number_in(float, 0), help='smallest face, side in pixels of the photo (32)'),
-    rival=dict(type=number_in(float, 0), help='largest size times score of a second face, as a fraction of the first (0.6)'),
-    max_misfit=dict(type=number_in(float, 0), help='largest distance of landmarks from their places, pixels of 112 (10)'))
+    rival=dict(type=number_in(float, 0),
+        help='largest size times score of a second face, as a fraction of the first (0.6)'),
+    max_misfit=dict(type=number_in(float, 0),
+        help='largest distance of landmarks from their places, pixels of 112 (10)'))
 
 # %% ../nbs/82_cli.ipynb #c008
 @dataclass(frozen=True)
@@ -145,12 +153,12 @@ VERBS = {
         options=f'out seeds from_scratch sets {COMMON}',
         special=dict(out=dict(help='run folder (runs/demo)'))),
     'run': Verb(do_run, 'all stages of a recipe, from photos to a report',
-        f'-r lfw --faces train {EID} --pairs pairs.txt --images dev --autoencoder autoencoder.safetensors', 'recipe',
-        f'sets {COMMON} {LAB} force dry_run rates processes',
+        f'-r lfw --faces train {EID} --pairs pairs.txt --images dev --autoencoder autoencoder.safetensors',
+        'recipe', f'sets {COMMON} {LAB} force dry_run rates processes',
         special=dict(out=dict(help='run folder (runs/NAME)'))),
     'train-generator': Verb(do_train_generator, 'train a generator on unlabelled photos',
-        f'--faces photos {EID} -r lfw --autoencoder autoencoder.safetensors --out generator', 'recipe faces identity_encoder out',
-        f'autoencoder sets {COMMON} force'),
+        f'--faces photos {EID} -r lfw --autoencoder autoencoder.safetensors --out generator',
+        'recipe faces identity_encoder out', f'autoencoder sets {COMMON} force'),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
         special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),
@@ -232,7 +240,8 @@ def add_option(parser, name, special, **more):
     flags = [name] if name in POSITIONAL else FLAGS.get(name, [f'--{name.replace("_", "-")}'])
     settings = OPTIONS[name] | dict(dest=name) | special.get(name, {}) | more
     if name in POSITIONAL: del settings['dest']
-    if not {'type', 'choices'} & settings.keys() and settings.get('action') != 'store_true': settings['type'] = filled
+    is_text = not {'type', 'choices'} & settings.keys() and settings.get('action') != 'store_true'
+    if is_text: settings['type'] = filled
     parser.add_argument(*flags, **settings)
 
 # %% ../nbs/82_cli.ipynb #n4566250
@@ -289,7 +298,10 @@ VALUES
   case "$verb" in
 FLAGS
   esac
-  case "$cur" in -*) COMPREPLY=($(compgen -W "$all" -- "$cur"));; *) COMPREPLY=($(compgen -f -- "$cur"));; esac
+  case "$cur" in
+    -*) COMPREPLY=($(compgen -W "$all" -- "$cur"));;
+    *) COMPREPLY=($(compgen -f -- "$cur"));;
+  esac
 }
 complete -o filenames -F _cemiface cemiface"""
 
@@ -356,8 +368,9 @@ def outcome(
     if any(map(lacks_memory, causes(e))):
         return 2, ('the memory is used up; ask for smaller batches, images, networks or sets, '
                    'or use a larger machine')
-    if isinstance(e, OSError) and e.errno and e.filename:
-        return 2, f'{e.filename}: {e.strerror}; check the path and that it can be written'
+    if isinstance(e, OSError) and e.errno:
+        if e.filename: return 2, f'{e.filename}: {e.strerror}; check the path and that it can be written'
+        return 2, f'the system refuses: {e.strerror}; check its limits, and that the current folder is there'
 
 # %% ../nbs/82_cli.ipynb #n4461363
 def open_streams():
@@ -389,7 +402,8 @@ def give(
     why = write_out(text, sys.stdout)
     if why is None: return 0
     if isinstance(why, BrokenPipeError): return 141
-    log(f'cemiface: cannot write to standard output: {why.strerror}; what was made is whole, only this text is lost')
+    log(f'cemiface: cannot write to standard output: {why.strerror}; what was made is whole, only this text '
+        'is lost')
     return 2
 
 # %% ../nbs/82_cli.ipynb #n9304949

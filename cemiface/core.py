@@ -536,7 +536,7 @@ def csv_text(
     table = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
     table.writeheader()
     table.writerows(rows)
-    return out.getvalue()
+    return printable(out.getvalue(), None)                 # names of files may hold anything
 
 # %% ../nbs/00_core.ipynb #c7ef7c8a
 class Terminated(KeyboardInterrupt):

@@ -80,7 +80,7 @@ def face_row(
     n:int=6, # faces to draw
 )->tuple[Image.Image, list[float]]: # picture, and the cosine of each face to the inquiry by E_id
     "Draw a row of faces; raises CemiFaceError for a value out of range"
-    if n < 1: raise CemiFaceError(f'n = {n} leaves nothing to draw; use at least 1')
+    if not 1 <= n <= 100: raise CemiFaceError(f'n = {n} makes no row of faces; use at least 1, at most 100')
     out = pipeline(face[None], **settings.arguments(n))
     similarity = out.similarity.tolist()
     faces = torch.cat([as_faces(face[None], pipeline.size).cpu(), out.images.cpu()])
@@ -283,7 +283,10 @@ def _build(self:Explorer):
     self.snippet = widgets.Textarea(layout=dict(width='99%', height='15em', display='none'))
     self.earlier = [self._earlier(k) for k in range(1, self.keep)]
     wrapped = dict(flex_flow='row wrap', align_items='center')
-    buttons = [_button('save PNG', self.save, icon='save'), _button('code', self.show_code, icon='code')]
+    def save():
+        try: self.save()
+        except CemiFaceError as e: self.caption.value = html.escape(str(e))
+    buttons = [_button('save PNG', save, icon='save'), _button('code', self.show_code, icon='code')]
     self.children = [widgets.HBox(self.controls, layout=wrapped),
         widgets.HBox([self.picture, self.plot], layout=wrapped),
         widgets.HBox([*buttons, self.caption]), self.snippet, widgets.VBox(self.earlier)]

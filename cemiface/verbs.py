@@ -71,7 +71,7 @@ def do_run(a):
     "All stages of a recipe"
     recipe, inputs = load_recipe(a.recipe, overrides(a)), inputs_of(a)
     if a.dry_run: return plan_run(a, recipe, inputs)
-    from cemiface.experiment.planning import check_room, what_it_takes      # a mistyped key is refused before torch
+    from cemiface.experiment.planning import check_room, what_it_takes     # a mistyped key comes before torch
     from cemiface.experiment.run import check_inputs, run
     from cemiface.runtime import default_device
     out = a.out or Path('runs')/recipe.name
@@ -107,7 +107,8 @@ def finished_run(results, out):
     "Results and their table, and where the pictures are"
     from cemiface.experiment.report import results_table
     out = Path(out)
-    return results, f'{results_table(results)}\nfaces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
+    places = f'faces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
+    return results, f'{results_table(results)}\n{places}'
 
 # %% ../nbs/81_verbs.ipynb #n3203322
 def require_networks(a, recipe, which, arch='toy', classes=2, autoencoder=None):
@@ -194,7 +195,8 @@ def require_set(a, size):
     from cemiface.experiment.planning import picture_bytes
     from cemiface.runtime import free_disk, free_memory, require_room
     places, drawn = a.identities*a.per_identity, 4*a.identities if a.inquiries == 'synthetic' else 0
-    require_room({'--identities and --per-identity': 20*places, '--identities': drawn*3*size**2}, free_memory())
+    needs = {'--identities and --per-identity': 20*places, '--identities': drawn*3*size**2}
+    require_room(needs, free_memory())
     files = {'--identities and --per-identity': places*picture_bytes(size, a.image_format)}
     if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
 
@@ -468,12 +470,14 @@ def doctor(
     for name in recipes():
         recipe = load_recipe(name)
         small = weight_bytes(recipe, 'toy')[0] < 1e8
-        runs[name] = 'on the GPU' if gpus else 'on the processor' if small else 'made for a GPU, and there is none'
+        without = 'on the processor' if small else 'made for a GPU, and there is none'
+        runs[name] = 'on the GPU' if gpus else without
         if recipe.autoencoder == 'given': runs[name] += ', with --autoencoder'
     net = load_autoencoder(autoencoder) if autoencoder else None
     return dict(versions=versions(), hardware=hardware(), threads=torch.get_num_threads(), gpus=gpus,
-        memory=in_gb(memory.available, memory.total), disk=in_gb(disk.free, disk.total), data=data_sets(data),
-        autoencoder=net and {k: getattr(net, k) for k in ('name', 'licence', 'channels', 'factor')}, runs=runs)
+        runs=runs, memory=in_gb(memory.available, memory.total), disk=in_gb(disk.free, disk.total),
+        data=data_sets(data),
+        autoencoder=net and {k: getattr(net, k) for k in ('name', 'licence', 'channels', 'factor')})
 
 # %% ../nbs/81_verbs.ipynb #n4067838
 def do_doctor(a):

@@ -8,6 +8,7 @@ __all__ = ['PREDICTORS', 'pixels', 'NuisanceProbe', 'nuisance_probe', 'within_va
 
 # %% ../../nbs/61_analysis.variety.ipynb #c1298198
 import csv
+import io
 import math
 from dataclasses import dataclass
 
@@ -157,7 +158,9 @@ def read_groups(
     names, # of the identities, FaceSet.names for instance
 )->np.ndarray: # group of every identity, text (k,)
     "Groups of people from a file; CemiFaceError naming what is missing, or in two groups"
-    rows = list(csv.DictReader(read_text(path, 'file of groups').splitlines()))
+    text = io.StringIO(read_text(path, 'file of groups'), newline='')
+    try: rows = list(csv.DictReader(text))
+    except csv.Error as e: raise CemiFaceError(f'{path} is no CSV ({e}); write it anew') from None
     if not rows or not {'identity', 'group'} <= set(rows[0]):
         raise CemiFaceError(f'{path} should be CSV with the columns identity and group')
     known = {}
@@ -173,7 +176,7 @@ def read_groups(
     if absent:
         more = f' and {len(absent)-3} more' if len(absent) > 3 else ''
         raise CemiFaceError(f'{path} has no group for {", ".join(absent[:3])}{more}; add a line')
-    return np.array([known[o] for o in names])
+    return np.array([known[o] for o in names], object)         # one long name does not widen all
 
 # %% ../../nbs/61_analysis.variety.ipynb #cfe7662d
 def by_group(

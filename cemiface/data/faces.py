@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -428,8 +428,9 @@ class PairSet:
 
     @functools.cached_property
     def fingerprint(self)->str:
-        "sha256 of the pixels, as a FaceSet has it"
-        return FaceSet(self.images).fingerprint
+        "Fingerprint of the pixels, and of who is compared with whom"
+        columns = (getattr(self, o.name) for o in fields(self)[1:-1])          # all but images and name
+        return fingerprint(FaceSet(self.images).fingerprint, *columns)
 
 # %% ../../nbs/12_data.faces.ipynb #cc1ae4a3
 def pair_people(

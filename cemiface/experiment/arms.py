@@ -127,6 +127,11 @@ class Lab(Context, People, Encoders):
         "The recipe's own, one face per identity, chosen when they are first needed"
         return load_or_choose_inquiries(self, self.pipeline, self.train)
 
+    @cached_property
+    def fingerprint(self)->str:
+        "Of what all arms share, so that nothing is taken for theirs that was made with other files"
+        train, shared = self.train, (self.pipeline, self.inquiries, self.pairs, self.identity, self.judge)
+        return fingerprint(*(o.fingerprint for o in (train, *shared)), train.labels, train.names)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c1e3d5bd
 def open_lab(
@@ -142,7 +147,8 @@ def open_lab(
     context = open_run(recipe, out, inputs, cpu, autoencoder=autoencoder)
     people = load_people(context)
     encoders = load_encoders(context, people.train)
-    return Lab(**vars(context), **vars(people), **vars(encoders), seeds=seeds, generator_seeds=generator_seeds)
+    shared = vars(context) | vars(people) | vars(encoders)
+    return Lab(**shared, seeds=seeds, generator_seeds=generator_seeds)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c5a492bb
 def remembered(
@@ -170,6 +176,27 @@ def arm_name(arm, *numbers): # numbers: of the generator and the recogniser
     one_m = arm.kind == 'generated' and isinstance(arm.m, float)
     what = f'{arm.control} {arm.m:+.2f}' if one_m else arm.kind
     return '-'.join([file_name(what), arm.key[:8], *map(str, numbers)])
+
+# %% ../../nbs/74_experiment.arms.ipynb #n1574091
+def made_once(
+    lab,
+    path, # file or folder
+    decides, # everything that decides what it holds
+    make, # writes it
+    read, # path -> FaceSet
+): # what is read
+    "Faces that are kept at a path; raises CemiFaceError where they are not as they were written"
+    name = f'faces of {path.name}'
+    if not path.exists(): lab.folder.marker(name).unlink(missing_ok=True)
+    def make_and_read():
+        make()
+        return read(path).fingerprint
+    found = stage(lab, name, (lab, *decides), make_and_read)
+    try: faces = read(path)
+    except Exception: faces = None                             # what is no array fails in many ways
+    if faces is None or faces.fingerprint != found:
+        raise CemiFaceError(f'{path} is damaged; delete it, and it is made again')
+    return faces
 
 # %% ../../nbs/74_experiment.arms.ipynb #c1ac223e
 def encoder_with_head(
@@ -253,10 +280,11 @@ def inquiries_of(
     if kind == 'given': return given
     if kind == 'low quality': return write_inquiries(low_quality(given.images, recipe.seed), home)
     if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)
-    if home.exists(): return FaceSet.from_folder(home, recipe.faces.size)
-    candidates = FaceSet(other_candidates(lab, kind, number))
-    chosen = choose_inquiries(candidates, lab.identity, len(given), recipe.inquiries.threshold)
-    return write_inquiries(chosen.images, home)
+    def choose():
+        candidates = FaceSet(other_candidates(lab, kind, number))
+        chosen = choose_inquiries(candidates, lab.identity, len(given), recipe.inquiries.threshold)
+        write_inquiries(chosen.images, home)
+    return made_once(lab, home, (kind, number), choose, partial(FaceSet.from_folder, size=recipe.faces.size))
 
 # %% ../../nbs/74_experiment.arms.ipynb #c8b75040
 def request_of_arm(lab, arm, **more): # more: fields of SetRequest
@@ -320,7 +348,7 @@ def drawn_from_embeddings(lab, arm, number): # label i belongs to embedding i; n
     "Faces drawn from embeddings, kept in one .npy file"
     path = lab.out/'sets'/f'{arm_name(arm, number)}.npy'
     labels = np.arange(len(lab.inquiries)).repeat(lab.recipe.generation.per_identity)
-    if not path.exists():
+    def draw():
         pipe, faces, embeddings = sampler_of(lab, arm, number), [], direct_embeddings(lab, arm.inquiries)
         request = pipe.resolve(request_of_arm(lab, arm))
         fast, indices = for_sampling(pipe, request.sampling), np.arange(len(labels)) % request.per_identity
@@ -329,7 +357,8 @@ def drawn_from_embeddings(lab, arm, number): # label i belongs to embedding i; n
             who = list(zip(labels[part].tolist(), indices[part].tolist()))
             faces.append(draw_batch(fast, embeddings[labels[part]], who, request)[0].numpy())
         with atomic_path(path) as tmp: np.save(tmp, np.concatenate(faces))
-    return FaceSet(np.load(path), labels, lab.inquiries.names)
+    def read(path): return FaceSet(np.load(path, mmap_mode='r'), labels, lab.inquiries.names)
+    return made_once(lab, path, (arm.key, number), draw, read)
 
 # %% ../../nbs/74_experiment.arms.ipynb #ca809b89
 def photo_groups(lab:Lab)->tuple: # group of each training photo (n,); a row for each group
@@ -410,6 +439,18 @@ def recogniser_folder(
     name = arm_name(arm, config, number, seed, *(['watched'] if arm.watch else []))
     return lab.out/'recognisers'/name
 
+# %% ../../nbs/74_experiment.arms.ipynb #n0813725
+def recogniser_of(
+    lab,
+    arm,
+    number, # of the generator
+    seed, # number of the recogniser
+): # FaceEncoder
+    "A recogniser, trained when it is first needed"
+    faces, pairs = training_set(lab, arm, number), lab.pairs if arm.watch else None
+    config, home = recogniser_config(lab, arm), recogniser_folder(lab, arm, number, seed)
+    return train_recogniser(faces, config, home, pairs, seed=lab.recipe.seed+seed, device=lab.device)
+
 # %% ../../nbs/74_experiment.arms.ipynb #c0e84ac3
 def recogniser_facts(
     lab,
@@ -417,16 +458,13 @@ def recogniser_facts(
     number, # of the generator
     seed, # number of the recogniser
 ): # similarities (pairs,); epochs, a row each
-    "What is known of a recogniser, which is trained and verified when it is first needed"
-    config, home = recogniser_config(lab, arm), recogniser_folder(lab, arm, number, seed)
-    def train():
-        recogniser = train_recogniser(
-            training_set(lab, arm, number), config, home, lab.pairs if arm.watch else None,
-            seed=lab.recipe.seed+seed, device=lab.device)
-        similarities = score_pairs(recogniser, lab.pairs, device=lab.device)
+    "What is known of a recogniser, which is verified when it is first needed"
+    home = recogniser_folder(lab, arm, number, seed)
+    def verify():
+        similarities = score_pairs(recogniser_of(lab, arm, number, seed), lab.pairs, device=lab.device)
         return dict(similarities=similarities, epochs=read_json(home/'training.json')['epochs'])
-    decides = lab.pipeline.fingerprint, arm.key, config, number, seed, arm.watch
-    return stage(lab, f'recogniser {home.name}', decides, train)
+    decides = lab, arm.key, recogniser_config(lab, arm), number, seed, arm.watch
+    return stage(lab, f'recogniser {home.name}', decides, verify)
 
 # %% ../../nbs/74_experiment.arms.ipynb #cb523a56
 def recogniser_similarities(
@@ -494,7 +532,7 @@ def correct_pairs(lab:Lab, arm:Arm)->np.ndarray: # bool (generators, recognisers
 # %% ../../nbs/74_experiment.arms.ipynb #c42a102d
 def mean_facts(lab, arm): # as analyse_arm
     "What the sets of all generators are on average"
-    decides, facts = (lab.pipeline.fingerprint, lab.judge.fingerprint, arm.key), []
+    decides, facts = (lab, arm.key), []
     for number in generator_numbers(lab, arm):
         name = f'analysis {arm_name(arm, number)}'
         facts.append(stage(lab, name, (*decides, number), analyse_arm, lab, arm, number))
@@ -530,7 +568,7 @@ def calibration_of(
     number:int=0, # of the generator
 )->Calibration:
     "A control of a generator, calibrated on the first half of the inquiries, two faces each"
-    decides, recipe = (lab.pipeline.fingerprint, lab.judge.fingerprint, control, number), lab.recipe
+    decides, recipe = (lab, control, number), lab.recipe
     name, half = f'calibration {control} {number}', lab.inquiries.images[:len(lab.inquiries)//2]
     found = stage(
         lab, name, decides, calibrate, pipeline_of(lab, '', number), half, lab.judge, control, LEVELS, 2,

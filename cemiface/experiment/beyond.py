@@ -23,7 +23,7 @@ from ..data.formats import short_repr
 from ..data.faces import FaceSet
 from ..data.toy import FIRST_PERSON, toy_identities
 from ..encoders.backbones import unit
-from ..encoders.pretrained import embed, embed_set, FaceEncoder, load_encoder
+from ..encoders.pretrained import embed, embed_set, FaceEncoder
 from ..generator.autoencoder import Autoencoder, reconstructions
 from ..recognition.verification import (
     fold_accuracy, mirror_sum, pair_similarities, paired_difference)
@@ -35,7 +35,7 @@ from ..analysis.leakage import leakage_report, leakage_table, membership
 from .run import inquiry_rows, load_or_measure_nonmembers, persons_of_pairs, stage
 from .arms import (
     Arm, calibration_of, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, measure_arms,
-    open_lab, REAL, recogniser_folder, recogniser_similarities, remembered, similarities_achieved)
+    open_lab, REAL, recogniser_of, remembered, similarities_achieved)
 from .study import (
     better, compare, corrected, Finding, in_points, jointly, load_study, no_worse, peak, Study,
     surely_above, words_of, words_of_recipe)
@@ -226,8 +226,7 @@ def lessons(
 def add_lessons(evidence):
     "Add to the rows what a recogniser of real photos still learns from each set"
     lab, config = evidence.lab, evidence.lab.recipe.recogniser
-    recogniser_similarities(lab, REAL)      # trains it, if need be
-    teacher = load_encoder(recogniser_folder(lab, REAL, 0, 0))
+    teacher = recogniser_of(lab, REAL, 0, 0)
     for role, arm in evidence.arms.items():
         evidence.rows[role] |= lessons(teacher, faces_of(lab, arm), config.scale, config.margin)
 
@@ -387,7 +386,8 @@ def tax_at(lab, size): # size: at which faces are encoded, in pixels
         loss = paired_difference(right, right_back, pairs.person_left, pairs.person_right)
         facts[role] = dict(kept=kept.mean(), low=np.quantile(kept, .05), accuracy=right_back.mean(),
             **{k: loss[k] for k in ('difference', 'lo', 'hi')})
-    return facts | dict(name=f'{size} px', encode=1000*facts['encode_seconds'], decode=1000*facts['decode_seconds'])
+    times = {what: 1000*facts[f'{what}_seconds'] for what in ('encode', 'decode')}
+    return facts | dict(name=f'{size} px', **times)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #n5992395
 def conclude_autoencoder(evidence):
@@ -396,16 +396,18 @@ def conclude_autoencoder(evidence):
     decides = lab.autoencoder, lab.native_pairs, lab.identity, lab.judge
     sizes = sizes_to_encode(size, lab.autoencoder.factor)
     rows = {o: stage(lab, f'autoencoder {o}', (*decides, o), tax_at, lab, o) for o in sizes}
-    before = {role: dict(accuracy=rows[size][role]['accuracy']+rows[size][role]['difference']) for role in roles}
+    own = rows[size]
+    before = {role: dict(accuracy=own[role]['accuracy']+own[role]['difference']) for role in roles}
     def words(role):
-        o = rows[size][role]
-        return f'''a face keeps {o["kept"]:.3f} of itself (one in twenty less than {o["low"]:.2f}), and verification
-            loses {in_points(o)} of {before[role]["accuracy"]:.1%}.'''
-    held = no_worse(rows[size]['judge']['lo'], rows[size]['judge']['hi'], .01)
+        o = own[role]
+        return f'''a face keeps {o["kept"]:.3f} of itself (one in twenty less than {o["low"]:.2f}), and
+            verification loses {in_points(o)} of {before[role]["accuracy"]:.1%}.'''
+    held = no_worse(own['judge']['lo'], own['judge']['hi'], .01)
     says = f'''{lab.autoencoder.name} (licence: {lab.autoencoder.licence}) at {size} pixels. For the judge
-        {words("judge")} For E_id {words("identity")} Held if the judge loses at most one point, interval and all.
-        Times are of {torch.get_num_threads()} thread(s).'''
-    lines = {name: [dict(size=o, kept=row[role]['kept']) for o, row in rows.items()] for role, name in roles.items()}
+        {words("judge")} For E_id {words("identity")} Held if the judge loses at most one point,
+        interval and all. Times are of {torch.get_num_threads()} thread(s).'''
+    def line(role): return [dict(size=o, kept=row[role]['kept']) for o, row in rows.items()]
+    lines = {name: line(role) for role, name in roles.items()}
     fig = curve(lines, 'size', xlabel='side of the encoded faces, pixels', y='kept',
         ylabel='cosine of a face to its reconstruction')
     return Finding(held, says, fig, rows=[dict(name='as they are') | before, *rows.values()])
@@ -429,7 +431,7 @@ def plot_groups(
     for ax, what in zip(fig.subplots(1, 2), titles):
         own = [dict(row, place=f'{row["kind"]}: {row["group"]}') for row in rows if row['what'] == what]
         places = list(dict.fromkeys(row['place'] for row in own))
-        shown = [short_repr(o).replace('$', r'\$') for o in places]             # no formula
+        shown = [short_repr(o, 40).replace('$', r'\$') for o in places]        # no formula, room for axes
         for row in own:
             k, v = sets.index(row['name']), np.array([row['lo'], row['mean'], row['hi']])
             if what == 'accuracy': v = 100*v
@@ -461,12 +463,15 @@ def evenness(
 # %% ../../nbs/77_experiment.beyond.ipynb #c03cdffc
 def groups_of_people(lab): # of the inquiries and of the people of the pairs: kind -> groups, text
     "Who belongs to which group; raises CemiFaceError where that is not known"
-    toy, train, rows = lab.recipe.toy, lab.train, inquiry_rows(lab)[:len(lab.inquiries)]
-    if lab.recipe.faces.source != 'toy':
-        return {'file': read_groups(lab.out/'groups.csv', [train.names[train.labels[i]] for i in rows])}, {}
-    inquired = toy_identities(toy.candidates, toy.seed, FIRST_PERSON['candidates'])[rows]
-    tested = toy_identities(toy.test_identities, toy.seed, FIRST_PERSON['test'])
-    return toy_groups(inquired), toy_groups(tested)
+    recipe, toy, given = lab.recipe, lab.recipe.toy, lab.inputs.inquiries
+    rows, of_pairs = inquiry_rows(lab)[:len(lab.inquiries)], {}
+    if recipe.faces.source == 'toy':
+        of_pairs = toy_groups(toy_identities(toy.test_identities, toy.seed, FIRST_PERSON['test']))
+        people = toy_identities(toy.candidates, toy.seed, FIRST_PERSON['candidates'])
+        if not given: return toy_groups(people[rows]), of_pairs
+    faces = FaceSet.open(given, recipe.faces.size, recipe.faces.max_bad) if given else lab.train
+    names = [faces.names[label] for label in faces.require_labels().labels[rows]]
+    return {'file': read_groups(lab.out/'groups.csv', names)}, of_pairs
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c5eda9bf
 def accuracy_by_group(lab, arm, group): # group: of each person of the pairs

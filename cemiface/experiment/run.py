@@ -45,8 +45,8 @@ from ..analysis.similarity import analyse, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
-    caution, decoder_words, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_rocs, plot_sweep,
-    rank_correlations, report_html, set_label, training_html)
+    caution, decoder_words, FACTS, line_style, markdown_text, plot_achieved, plot_faces, plot_leakage,
+    plot_rocs, plot_sweep, rank_correlations, report_html, set_label, training_html)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def check_recipe(
@@ -71,7 +71,7 @@ def check_files(
 ):
     "Raise CemiFaceError where a file that was given is absent or of no use"
     for key, path in asdict(i).items():
-        if path and key not in ('faces', 'inquiries', 'autoencoder') and not Path(path).exists():
+        if path and key in ('pairs', 'images') and not Path(path).exists():              # others are opened
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
     with muted():                                                  # the stages will tell what is left out
         photos = Counter(o.identity for o in scan(i.faces))
@@ -288,8 +288,9 @@ def load_or_choose_inquiries(
     "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
     n = len(union_of(volumes_of(r)))
+    given = [candidate_faces(ctx, pipe, train)] if ctx.inputs.inquiries and cfg.source == 'faces' else []
     def choose():
-        faces = candidate_faces(ctx, pipe, train)
+        faces, = given or [candidate_faces(ctx, pipe, train)]
         known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
         rows = select_inquiries(embed(encoder, faces, device=ctx.device), cfg.threshold, n, known, cfg.avoid)
         found = f'only {len(rows)} of {len(faces)} faces pass inquiries.threshold = {cfg.threshold}'
@@ -297,7 +298,7 @@ def load_or_choose_inquiries(
         if len(rows) < n: log(f'{found}; {n} were asked for')
         write_inquiries(faces[rows], home)
         return rows
-    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n), choose)
+    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n, *given), choose)
     kept = FaceSet.from_folder(home, r.faces.size)
     if len(kept) >= len(rows): return kept.subset(range(len(rows)))
     raise CemiFaceError(f'{home} lacks {len(rows)-len(kept)} of its {len(rows)} faces; delete '
@@ -527,7 +528,7 @@ def set_card(
     origin = 'given faces: each identity resembles one of them'
     if recipe['inquiries']['source'] == 'synthetic': origin = 'drawn by the generator itself'
     words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
-    decoder = decoder_words(results['autoencoder'])
+    decoder = markdown_text(decoder_words(results['autoencoder']))
     return f'''# {r["name"]}
 
 Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,

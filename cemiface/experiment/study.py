@@ -8,8 +8,6 @@ __all__ = ['one_line', 'Finding', 'Evidence', 'Study', 'find', 'compare', 'bette
 
 # %% ../../nbs/75_experiment.study.ipynb #c89190ce
 import csv
-import html
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,20 +20,22 @@ import torch
 from PIL import Image
 from matplotlib.figure import Figure
 
-from ..core import (
-    atomic_path, differences, log, read_json, text_table, versions, write_json, write_text)
-from ..recipe import from_dict, Inputs, load_recipe, Recipe, recipes, volume_counts
+from cemiface.core import (
+    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
+    write_text)
+from ..recipe import (
+    from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
 from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import to_float
 from ..generator.autoencoder import Autoencoder
 from ..generator.training import steps_in_all
 from ..recognition.verification import holm, paired_difference
-from .report import figure_text
+from .report import figure_text, markdown_text
 from .run import stage
 from .planning import quick_rates
 from .arms import (
-    Arm, correct_pairs, Lab, measure_arms, open_lab, STUDY_FILE, TUNINGS)
+    Arm, correct_pairs, Lab, measure_arms, open_lab, STUDY_FILE, tuning_recipe, TUNINGS)
 
 # %% ../../nbs/75_experiment.study.ipynb #c176cda1
 def one_line(
@@ -92,13 +92,25 @@ class Study:
     needs_toy:str = ''                 # why it can be made of toy faces only, if it can
     needs_dropout:bool = False         # must the generator have learned to draw without a condition, too?
     needs_latents:bool = False         # must it work in latents?
+    needs_people:bool = False          # must inquiries show people who are known by name?
+    reads:list = ()                    # names of files in the lab's folder, which it reads
     paper:dict = field(default_factory=dict)   # what the paper prints: source, rows {name: figure}
+
+    def needs_labels(self,
+        recipe:Recipe, # of which its arms are made
+    )->bool:
+        "Must the people on the training photos be known?"
+        def paired(arm): return arm.tuning and tuning_recipe(recipe, arm.tuning).training.inquiry == 'another'
+        return self.needs_people or any(arm.real_directions or arm.kind in ('real', 'group') or
+            arm.inquiries == 'centres' or paired(arm) for arm in self.arms(recipe).values())
 
     def unfit(self, recipe:Recipe)->str: # empty, where nothing is against it
         "Why the study can't be made of a recipe"
         if self.needs_toy and recipe.faces.source != 'toy': return self.needs_toy
         if self.needs_latents and recipe.autoencoder == 'none':
             return 'it draws pixels, so there is no autoencoder that could cost any identity'
+        if self.needs_people and recipe.inquiries.source == 'synthetic':
+            return 'nobody knows who synthetic inquiries are; it needs inquiries.source = "faces"'
         lacking = self.needs_dropout and not recipe.condition.dropout
         return 'synthetic inquiries need condition.dropout above 0' if lacking else ''
 
@@ -374,25 +386,20 @@ def command_of(
     generator_seeds:int=1, # generators
 )->str:
     "What makes the study again: a recipe as it is shipped, what was changed, and words for the user's files"
-    shipped = load_recipe(recipe.name) if recipe.name in recipes() else recipe
-    parts = [f'cemiface study {name} -r {recipe.name}']
+    known = recipe.name in recipes()
+    shipped = load_recipe(recipe.name) if known else recipe
+    parts = [f'cemiface study {name} -r {recipe.name if known else shlex.quote(recipe.name+".toml")}']
     if recipe.faces.source == 'folder':
         parts.append('--faces photos --identity-encoder eid.safetensors --judge judge.safetensors '
                      '--pairs pairs.txt --images dev')
     if recipe.autoencoder == 'given': parts.append('--autoencoder autoencoder.safetensors')
     for key in differences(asdict(shipped), asdict(recipe)):
-        value = json.dumps(reduce(getattr, key.split('.'), recipe))
+        value = in_toml(none_to_text(reduce(getattr, key.split('.'), recipe)))
         parts.append('-s '+shlex.quote(f'{key}={value}'))
     repeats = {'--seeds': seeds, '--generator-seeds': generator_seeds}
     parts.append(' '.join(f'{option} {n}' for option, n in repeats.items() if n > 1))
     parts = [part for part in parts if part]
     return ' \\\n    '.join(parts) if len(parts) > 2 else ' '.join(parts)
-
-# %% ../../nbs/75_experiment.study.ipynb #n0045868
-def markdown_cell(text): # of anybody, such as the name of a group
-    "A text as it is shown in a table of Markdown: without HTML, columns or lines of its own"
-    shown = ''.join(o if o.isprintable() else ascii(o)[1:-1] for o in text)
-    return html.escape(shown, quote=False).replace('|', '&#124;')
 
 # %% ../../nbs/75_experiment.study.ipynb #c31990a6
 def markdown_of(
@@ -404,7 +411,7 @@ def markdown_of(
     paper = study.paper
     printed, ours = paper.get('rows', {}), {row.get('name') for row in f.rows}
     head, lines = cells_of(f, printed)
-    table = '\n'.join(f'| {" | ".join(map(markdown_cell, o))} |' for o in (head, ['---']*len(head), *lines))
+    table = '\n'.join(f'| {" | ".join(map(markdown_text, o))} |' for o in (head, ['---']*len(head), *lines))
     other = ', '.join(f'{k} {v:g}' for k, v in printed.items() if k not in ours)
     source = f'\n\n*paper*: {paper["source"]}{f": {other}" if other else ""}.' if paper else ''
     figure = f'![{study.name}](figure.png)' if f.figure is not None else ''
@@ -443,8 +450,8 @@ def facts_of(
     precision, command = resolve_precision(recipe.training.precision, lab.device), command_of(
         study.name, recipe, lab.seeds, lab.generator_seeds)
     return dict(
-        recognisers=any(arm.train for arm in study.arms(recipe).values()), recipe=recipe.name, command=command,
-        seeds=lab.seeds, generator_seeds=lab.generator_seeds,
+        recognisers=any(arm.train for arm in study.arms(recipe).values()),
+        recipe=recipe.name, command=command, seeds=lab.seeds, generator_seeds=lab.generator_seeds,
         judge=lab.judge_name, hardware=hardware(), seed=recipe.seed, pairs=len(lab.pairs),
         precision='float32' if precision == 'no' else precision)
 
@@ -453,11 +460,11 @@ def write_finding(
     study:Study, # that was made
     f:Finding, # what it found
     lab:Lab, # how
-):
-    "Write results.json, table.csv, figure.png and README.md"
+)->dict: # file name -> sha256
+    "Write table.csv, figure.png, README.md and results.json"
     out, paper, facts = lab.out/'studies'/study.name, study.paper, facts_of(study, lab)
     head, lines = cells_of(f, paper.get('rows', {}))
-    with atomic_path(out/'table.csv') as tmp, tmp.open('w', newline='') as file:
+    with atomic_path(out/'table.csv') as tmp, tmp.open('w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([head, *lines])
     if f.figure is not None:
         save = f.figure.savefig if isinstance(f.figure, Figure) else f.figure.save
@@ -466,17 +473,32 @@ def write_finding(
     found = {k: v for k, v in vars(f).items() if k != 'figure'}
     write_json(out/'results.json', dict(
         study=study.name, claim=study.claim, **found, paper=paper, versions=versions(), **facts))
+    files = ['table.csv', 'README.md', 'results.json']+['figure.png']*(f.figure is not None)
+    return {name: sha256_file(out/name) for name in files}
 
 # %% ../../nbs/75_experiment.study.ipynb #c668be6f
+def deciding(study, lab):
+    "All that decides what a study finds; an arm needs a generator, which is trained when it is first needed"
+    arms = [asdict(arm) for arm in study.arms(lab.recipe).values()]
+    shared = (lab,) if arms else (lab.train, lab.pairs, lab.native_pairs, lab.identity, lab.judge)
+    files = [sha256_file(file) for file in (lab.out/name for name in study.reads) if file.exists()]
+    settings = lab.recipe.study, lab.seeds, lab.generator_seeds
+    return study.name, arms, lab.autoencoder, files, *settings, *shared
+
+# %% ../../nbs/75_experiment.study.ipynb #n7539526
 def make_study(
     study:Study,
     lab:Lab,
 )->dict: # results.json, as read back
-    "Make one study, unless it is there already"
-    arms = [asdict(arm) for arm in study.arms(lab.recipe).values()]
-    def make(): write_finding(study, find(study, lab), lab)
-    stage(lab, f'study {study.name}', (study.name, lab.seeds, lab.generator_seeds, arms), make)
-    return read_json(lab.out/'studies'/study.name/'results.json')
+    "Make one study, unless its files are there already; the numbers must be as they were written"
+    home, name, decides = lab.out/'studies'/study.name, f'study {study.name}', deciding(study, lab)
+    def make(): return write_finding(study, find(study, lab), lab)
+    written, numbers = stage(lab, name, decides, make), home/'results.json'
+    lacking = [file for file in written if not (home/file).is_file()]
+    if lacking or sha256_file(numbers) != written[numbers.name]:
+        lab.folder.marker(name).unlink()
+        stage(lab, name, decides, make)
+    return read_json(numbers)
 
 # %% ../../nbs/75_experiment.study.ipynb #c3749562
 def run_studies(
@@ -491,6 +513,10 @@ def run_studies(
 )->list[dict]: # results.json of each
     "Say the plan, and make the studies, or what is left of them; raises CemiFaceError for bad inputs"
     lab = open_lab(recipe, out, inputs, seeds, generator_seeds, cpu, autoencoder)
+    unknown = [] if lab.train.identities else [study.name for study in studies if study.needs_labels(recipe)]
+    if unknown:
+        raise CemiFaceError(f'the photos have no identities, which these studies need: {", ".join(unknown)}; '
+                            'give each person a folder, or name other studies')
     needs = plan(studies, recipe, seeds, generator_seeds, len(lab.train))
     if any(needs[k] for k in ('views', 'faces', 'epochs')):
         rates = quick_rates(recipe, lab.identity.config.arch, lab.autoencoder, lab.device)
