@@ -33,6 +33,9 @@ HOME = CFG['doc_host']+CFG['doc_baseurl'].rstrip('/')+'/'
 SITE = yaml.safe_load((CFG.config_path/'_quarto.yml').read_text(encoding='utf-8'))['website']
 FENCE = '`'*8
 FEWEST = 25   # words of a page that is not empty
+GLOSSARY = 'guide/glossary.ipynb'
+EVERYDAY = set('photo face identity pair step accuracy similarity study pipeline within between'.split())   # a link would only disturb
+UNLINKED = re.compile(r'(```.*?```|^(?: {4}|[#|>:<])[^\n]*|`[^`]*`|!?\[(?:[^][]|\[[^]]*\])*\]\([^)]*\)|\$[^$]*\$|<[^>]*>)', re.S|re.M)
 
 def process():
     "What `nbdev_docs` does before it calls Quarto, and a little more"
@@ -41,8 +44,39 @@ def process():
     nbdev_sidebar.__wrapped__()
     cache = proc_nbs(force=True, n_workers=2)
     named = {to: text for side in SITE['sidebar'] for _, text, to in entries(side['contents']) if to and text}
-    for file in cache.rglob('*.ipynb'): polish(file, named.get(file.relative_to(cache).as_posix()))
+    terms = mark_terms(cache/GLOSSARY)
+    for file in cache.rglob('*.ipynb'):
+        page = file.relative_to(cache).as_posix()
+        polish(file, named.get(page), {} if page == GLOSSARY else terms, posixpath.relpath(GLOSSARY, posixpath.dirname(page) or '.'))
     return cache
+
+def mark_terms(file):
+    "Give each row of the glossary an anchor; the terms that are linked, and their anchors"
+    nb, terms = nbformat.read(file, 4), {}
+    def marked(row):
+        names = re.sub(r'\[(.*?)\]\(.*?\)|`', r'\1', row[1]).split(', ')
+        anchor = re.sub(r'\W+', '-', names[0].lower())
+        terms.update({o.lower(): anchor for o in names if len(o) > 3 and o not in EVERYDAY})
+        return f'| [{row[1]}]{{#{anchor}}} |'
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': cell.source = re.sub(r'^\| (?!word \|)([^|-][^|]*?) \|', marked, cell.source, flags=re.M)
+    nbformat.write(nb, file)
+    return terms
+
+def link_terms(cells, terms, glossary):
+    "Link the first use of each term in running text to the glossary: not in headings, tables, code or other links"
+    if not terms: return
+    left, forms = dict(terms), sorted((re.sub('y$', '(?:y|ies)', re.escape(o)) for o in terms), key=len, reverse=True)
+    term = re.compile(rf'(?<![\w-])(?:{"|".join(forms)})s?(?![\w-])', re.I)
+    def linked(o):
+        name = o[0].lower()
+        name = next((k for k in (name, name.removesuffix('s'), re.sub('ies$', 'y', name)) if k in left), None)
+        return f'[{o[0]}]({glossary}#{left.pop(name)}){{.term}}' if name else o[0]
+    for cell in cells:
+        if cell.cell_type != 'markdown': continue
+        parts = UNLINKED.split(cell.source)
+        parts[::2] = [term.sub(linked, o) for o in parts[::2]]
+        cell.source = ''.join(parts)
 
 def only_imports(source):
     "Whether a cell is a list of imports"
@@ -50,9 +84,10 @@ def only_imports(source):
     except SyntaxError: return False   # magics
     return len(body) > 1 and all(isinstance(o, ast.Import|ast.ImportFrom) for o in body)
 
-def polish(file, title):
-    "Give a page its title in the sidebar; fold imports; take backticks out of the comments of a signature, which would show them"
+def polish(file, title, terms, glossary):
+    "Give a page its title in the sidebar; link terms; fold imports; take backticks out of the comments of a signature, which would show them"
     nb = nbformat.read(file, 4)
+    link_terms(nb.cells, terms, glossary)
     if title: nb.cells[0].source = re.sub(r'^title: .*$', f'title: {json.dumps(title)}', nb.cells[0].source, flags=re.M)
     for cell in nb.cells:
         if cell.cell_type != 'code': continue

@@ -14,6 +14,8 @@ class Filter(FilterDefaults):
     "As for the docs, but symbols stay plain: which ones link where depends on what is installed"
     def base_procs(self): return [o for o in super().base_procs() if o.__name__!='add_links']
 
+MOST = 700   # words that a first page may have
+
 def readme():
     cfg = get_config()
     nb = read_nb(cfg.nbs_path/'index.ipynb')
@@ -30,5 +32,6 @@ def readme():
 
 if __name__ == '__main__':
     path, text = readme()
+    if len(text.split()) >= MOST: sys.exit(f'README.md would have {len(text.split())} words; keep it under {MOST}')
     if '--check' not in sys.argv: path.write_text(text, encoding='utf-8')
     elif not path.exists() or path.read_text(encoding='utf-8') != text: sys.exit('README.md is stale: python .ci/readme.py writes it')

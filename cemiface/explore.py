@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'labelled_row', 'RowSettings', 'face_row', 'stages', 'LatestTask', 'DrawnRow', 'png_bytes', 'curve_picture',
-           'face_code', 'row_code', 'Explorer', 'explore']
+           'face_file', 'face_base64', 'face_code', 'row_code', 'face_command', 'row_command', 'Explorer', 'explore']
 
 # %% ../nbs/80_explore.ipynb #c6e98804
 import base64
@@ -12,6 +12,7 @@ import copy
 import html
 import io
 import itertools
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -156,19 +157,34 @@ def curve_picture(
     fig.savefig(png)
     return png.getvalue()
 
-# %% ../nbs/80_explore.ipynb #c5f67f1d
+# %% ../nbs/80_explore.ipynb #n6910463
+def face_file(
+    faces:FaceSet, # inquiries
+    i:int, # number of the face
+)->Path|None:
+    "The file of a face, where there is one"
+    path = Path(faces.root or '')/faces.files[i] if faces.files else None
+    return path if path and path.is_file() else None
+
+def face_base64(
+    faces:FaceSet, # inquiries
+    i:int, # number of the face
+)->list[str]: # lines
+    "A face as the text of a PNG"
+    return base64.encodebytes(png_bytes(face_grid(faces.images[i:i+1]))).decode().split()
+
 def face_code(
     faces:FaceSet, # inquiries
     i:int, # number of the face
 )->str:
     "Python for the bytes (3,h,w) of a face"
-    if faces.files:
-        file = Path(faces.root or '')/faces.files[i]
-        if file.is_file(): return f'decode_image({str(file)!r}, {faces.images.shape[-1]})'
-    png = png_bytes(face_grid(faces.images[i:i+1]))
-    lines = '\n'.join(f'    {line!r}' for line in base64.encodebytes(png).decode().split())
+    file = face_file(faces, i)
+    if file: return f'decode_image({str(file)!r}, {faces.images.shape[-1]})'
+    lines = '\n'.join(f'    {line!r}' for line in face_base64(faces, i))
     return f'decode_image(BytesIO(b64decode(\n{lines})))'
 
+
+# %% ../nbs/80_explore.ipynb #c5f67f1d
 def row_code(
     pipeline:CemiFacePipeline, # generator; called `pipe` in the code where it was not read from a folder
     faces:FaceSet, # inquiries
@@ -193,6 +209,31 @@ print(out.similarity.tolist())
 face_grid(out.images, scale=4)
 '''
 
+# %% ../nbs/80_explore.ipynb #n9009585
+def face_command(
+    faces:FaceSet, # inquiries
+    i:int, # number of the face
+)->str: # for a shell
+    "Put a face into the folder `inquiry`"
+    file = face_file(faces, i)
+    if file: return f'mkdir -p inquiry && cp {shlex.quote(str(file))} inquiry/face.png'
+    lines = '\n'.join(face_base64(faces, i))
+    return f'mkdir -p inquiry && base64 -d >inquiry/face.png <<END\n{lines}\nEND'
+
+def row_command(
+    pipeline:CemiFacePipeline, # generator; called GENERATOR where it was not read from a folder
+    faces:FaceSet, # inquiries, of the generator's size
+    settings:RowSettings, # how the row was drawn
+    n:int=6, # faces in the row
+)->str: # for a shell
+    "Commands that draw a row again, into the folder `row`"
+    drawn = ('m', 'control', 'steps', 'guidance', 'similarity_guidance', 'seed')
+    options = dict(generator=pipeline.name_or_path or 'GENERATOR', inquiries='inquiry', identities=1, per_identity=n)
+    options |= {name: getattr(settings, name) for name in drawn}
+    words = (f'--{name.replace("_", "-")} {shlex.quote(str(value))}' for name, value in options.items())
+    return f'{face_command(faces, settings.face)}\ncemiface generate {" ".join(words)} --out row\n'
+
+
 # %% ../nbs/80_explore.ipynb #cfabbb59
 def _slider(name, value, low, high, **options):
     "A slider, for whole numbers where its value is one"
@@ -210,12 +251,16 @@ def _button(name, action, **options):
     button.on_click(lambda _: action())
     return button
 
+def _text_area(name):
+    "A place for text to be copied, at first unseen"
+    return widgets.Textarea(description=name, layout=dict(width='99%', height='12em', display='none'))
+
 # %% ../nbs/80_explore.ipynb #ccb0849a
 class Explorer(widgets.VBox):
     "Sliders and the row of faces that they make; `history` holds the last rows, newest first"
     def __init__(self,
         row, # settings -> picture, similarities
-        text, # settings -> Python that draws it again
+        text, # settings -> Python and a command that draw it again
         start:RowSettings, # at first
         faces:int=1, # how many inquiry faces there are to choose from
         guided:bool=True, # whether the generator was trained for guidance
@@ -280,7 +325,7 @@ def _show_controls(self:Explorer):
 def _build(self:Explorer):
     "Lay out the widgets"
     self.picture, self.plot, self.caption = widgets.Image(), widgets.Image(), widgets.HTML()
-    self.snippet = widgets.Textarea(layout=dict(width='99%', height='15em', display='none'))
+    self.snippets = [_text_area(name) for name in ('Python', 'command')]
     self.earlier = [self._earlier(k) for k in range(1, self.keep)]
     wrapped = dict(flex_flow='row wrap', align_items='center')
     def save():
@@ -289,7 +334,7 @@ def _build(self:Explorer):
     buttons = [_button('save PNG', save, icon='save'), _button('code', self.show_code, icon='code')]
     self.children = [widgets.HBox(self.controls, layout=wrapped),
         widgets.HBox([self.picture, self.plot], layout=wrapped),
-        widgets.HBox([*buttons, self.caption]), self.snippet, widgets.VBox(self.earlier)]
+        widgets.HBox([*buttons, self.caption]), *self.snippets, widgets.VBox(self.earlier)]
 
 @patch
 def _earlier(self:Explorer, k):
@@ -340,21 +385,28 @@ def _remember(self:Explorer, row):
     self.history = [row, *others][:self.keep]
     self.plot.value = curve_picture(self.history, self.curves.get(row.settings.control))
     for old, place in zip(self.history[1:], self.earlier):
-        picture, _, text = place.children
+        picture, back, text = place.children
         s, picture.value, place.layout.display = old.settings, old.png, None
-        text.value = (f'{s}, achieved {np.mean(old.similarity):.2f}; '
+        back.description = f'back to {s}'
+        text.value = (f'achieved {np.mean(old.similarity):.2f}; '
             f'{s.steps} steps, guidance {s.guidance:g}, seed {s.seed}, face {s.face}')
 
 # %% ../nbs/80_explore.ipynb #c7204eb0
 @patch
 def code(self:Explorer)->str:
     "Python that draws the newest row again"
-    return self.text(self.history[0].settings)
+    return self.text(self.history[0].settings)[0]
+
+@patch
+def command(self:Explorer)->str:
+    "Commands of a shell that do the same"
+    return self.text(self.history[0].settings)[1]
 
 @patch
 def show_code(self:Explorer):
-    "Show it under the row, to be copied"
-    self.snippet.value, self.snippet.layout.display = self.code(), None
+    "Show both under the row, to be copied"
+    for area, text in zip(self.snippets, (self.code(), self.command())):
+        area.value, area.layout.display = text, None
 
 @patch
 def save(self:Explorer,
@@ -383,6 +435,6 @@ def explore(
     quiet = copy.copy(pipeline)
     quiet.set_progress_bar_config(disable=True)
     def row(settings): return face_row(quiet, as_faces(faces.images[settings.face][None])[0], settings, n)
-    def text(settings): return row_code(pipeline, faces, settings, n)
+    def text(settings): return [write(pipeline, faces, settings, n) for write in (row_code, row_command)]
     guided = bool(pipeline.config.trained.get('dropout'))
     return Explorer(row, text, RowSettings(0, m, control, steps), len(faces), guided, pipeline.calibrations)

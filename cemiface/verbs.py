@@ -7,6 +7,7 @@ __all__ = ['overrides', 'on_cpu', 'device_of', 'inputs_of', 'open_faces', 'recip
 
 # %% ../nbs/81_verbs.ipynb #c004
 import re
+import shlex
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -92,15 +93,18 @@ def plan_run(a, recipe, inputs):
 # %% ../nbs/81_verbs.ipynb #n1059877
 def do_demo(a):
     "The toy recipe"
-    from cemiface.experiment.planning import check_room
-    from cemiface.experiment.run import demo
-    if a.from_scratch:
-        log('training the toy generator first: an hour or more on two cores, minutes on a GPU; '
-            'it can be stopped, and goes on when started again')
     out = a.out or Path('runs')/('demo-from-scratch' if a.from_scratch else 'demo')
     recipe = load_recipe('toy', [f'study.seeds={a.seeds}', *overrides(a)])
+    begun = f'the demo goes into {out}: sets of toy faces are drawn, recognisers are trained on them; minutes on two cores'
+    if a.from_scratch:
+        begun = ('training the toy generator first: an hour or more on two cores, minutes on a GPU; '
+                 'it can be stopped, and goes on when started again')
+    log(begun)                                                              # before torch, which takes seconds
+    from cemiface.experiment.planning import check_room
+    from cemiface.experiment.run import demo
     check_room(recipe, Inputs(assets=None if a.from_scratch else str(ASSETS)), out, on_cpu(a))
-    return finished_run(demo(out, a.seeds, a.from_scratch, overrides(a), on_cpu(a)), out)
+    results, text = finished_run(demo(out, a.seeds, a.from_scratch, overrides(a), on_cpu(a)), out)
+    return results, f'{text}\n\n{next_commands(results, Path(out), recipe.inquiries.threshold)}'
 
 # %% ../nbs/81_verbs.ipynb #n2723032
 def finished_run(results, out):
@@ -109,6 +113,26 @@ def finished_run(results, out):
     out = Path(out)
     places = f'faces:  {out/"figures"/"faces.png"}\nreport: {out/"report.html"}'
     return results, f'{results_table(results)}\n{places}'
+
+# %% ../nbs/81_verbs.ipynb #n8752620
+def next_commands(results, out, threshold):
+    "Three commands for someone who has seen the demo: pack its best set, draw another one, plan a run of own photos"
+    made = [r for r in results['sets'] if r['kind'] == 'generated']
+    best = max(made, key=lambda r: r['verification']['accuracy'], default=None)
+    if best is None: return ''
+    generator, people = out/'generator', min(20, best['identities'])
+    if not generator.is_dir(): generator = 'toy'
+    commands = {
+        'its best set as one file, for arcface_torch':
+            ['pack', '--from', out/'sets'/best['name'], '--to', out/'packed'/'train.rec', '--copies', 5],
+        'a set of your own; another --m gives other faces':
+            ['generate', '--generator', generator, '--inquiries', out/'inquiries', '--threshold', threshold, '--identities',
+             people, '--per-identity', 10, '--control', best['control'], '--m', best['m'], '--out', out/'mine'],
+        'what a run of your photos will take; capitals stand for your files':
+            ['run', '-r', 'lfw', '--faces', 'PHOTOS', '--identity-encoder', 'EID', '--autoencoder', 'AUTOENCODER',
+             '--pairs', 'PAIRS', '--images', 'IMAGES', '--dry-run']}
+    lines = (f'# {about}\ncemiface {shlex.join(map(str, words))}' for about, words in commands.items())
+    return '\n'.join(['Next:', *lines])
 
 # %% ../nbs/81_verbs.ipynb #n3203322
 def require_networks(a, recipe, which, arch='toy', classes=2, autoencoder=None):

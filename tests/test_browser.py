@@ -124,13 +124,19 @@ def test_one_can_ask_for_the_similarity_that_comes_out(page):
     drag(page, 'similarity', -40)
     wait_for(lambda: caption(page) != text, 10, 'answer'); settled(page); assert pixels(page) != old
 
+def test_a_slider_follows_the_arrow_keys(page):
+    settled(page); old = pixels(page)
+    page.locator('.widget-slider', has=page.get_by_text('seed', exact=True)).locator('.noUi-handle').focus()
+    page.keyboard.press('ArrowRight')
+    wait_for(lambda: pixels(page) != old, 10, 'answer'); settled(page)
+
 def test_it_exports(page, lab):
     page.locator('.jupyter-button', has_text='save PNG').click()
     at = wait_for(lambda: next(lab.work.glob('row_*.png'), None), 10, 'file')
     assert at.read_bytes() == pixels(page)
     page.locator('.jupyter-button', has_text='code').click()
-    box = page.locator('.jp-OutputArea textarea'); box.wait_for()
-    assert 'load_generator(' in box.input_value()
+    python, command = page.get_by_label('Python', exact=True), page.get_by_label('command', exact=True); command.wait_for()
+    assert 'load_generator(' in python.input_value() and 'cemiface generate' in command.input_value()
     picture = lab.work/'explorer.png'; page.screenshot(path=picture)
     assert picture.stat().st_size > 20_000
 

@@ -1,5 +1,6 @@
 "Every verb as a script would call it: results on standard output, all else on standard error"
 import json
+import shlex
 
 import pytest
 from conftest import as_json, contents, pictures, refused, sets, shell, tiny
@@ -59,7 +60,11 @@ def test_demo(cemiface, tmp_path):
     assert all(len(x['verification']['seeds'])==2 for x in d['sets'] if x['kind']!='recogniser')
     assert not (tmp_path/'demo'/'generator').exists()                   # the shipped one serves
     r = cemiface(*args)
-    assert r.code==0 and 'gap to real' in r.out and 'faces.png' in r.out and r.out.rstrip().endswith('report: demo/report.html')
+    assert r.code==0 and 'gap to real' in r.out and 'faces.png' in r.out and 'report: demo/report.html' in r.out.splitlines()
+    assert r.err.startswith('the demo goes into demo')
+    pack, generate, run = (shlex.split(o)[1:] for o in r.out.splitlines() if o.startswith('cemiface '))
+    assert 'demo/packed/train.rec' in cemiface(*pack).out and 'demo/mine' in cemiface(*generate, '--steps', 2).out
+    refused(cemiface(*run))                                            # the capitals are no files
 
 def test_dry_run_and_recipes(cemiface, tmp_path):
     listed = as_json(cemiface('recipes', '--json').out)
