@@ -171,7 +171,7 @@ def counts_of(
 )->np.ndarray: # faces of each identity that a set can have, (k,)
     "The largest volume, of no more identities than there are faces to choose inquiries from"
     toy = r.faces.source == 'toy'
-    candidates = r.inquiries.drawn if r.inquiries.source == 'synthetic' else r.toy.candidates if toy else images
+    candidates = r.inquiries.drawn if r.inquiries.source != 'faces' else r.toy.candidates if toy else images
     return union_of(volumes_of(r))[:candidates]
 
 # %% ../../nbs/73_experiment.planning.ipynb #n7282210
