@@ -91,7 +91,7 @@ OPTIONS = dict(
 OPTIONS |= dict(
     max_leakage=dict(type=cosine, metavar='X', help='replace identities nearer than this to a training photo'),
     against=dict(metavar='PHOTOS', help=f'training photos, for leakage: {PHOTOS}'),
-    held_out=dict(metavar='PHOTOS', help='for sampled: photos of other people (the training photos)'),
+    held_out=dict(metavar='PHOTOS', help='for sampled: photos of people that were not trained on'),
     batch=dict(type=natural, default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
                                                          f'({DEFAULT.batch})'),
     compile=switch('compile the denoiser'),

@@ -369,7 +369,7 @@ class InquiryConfig:
     threshold:float = setting(.3, 'every pair of inquiries is less similar than this, by E_id', above=-1,
         hi=1)
     avoid:float = setting(1., 'every inquiry is less similar than this to every training photo; 1 does not '
-                              'ask (sampled points then keep to the threshold)', above=-1, hi=1)
+                              'ask (half of other people are nearer than those sampled)', above=-1, hi=1)
     drawn:int = setting(20_000, 'when not given: faces drawn, or points sampled, to choose from', lo=2)
 
 # %% ../nbs/01_recipe.ipynb #n8108614

@@ -192,11 +192,13 @@ def candidate_pictures(a, pipe, sampling):
     if a.inquiries not in ('synthetic', 'sampled'): return open_faces(a.inquiries, pipe.size).images
     sampled, photos, drawn = a.inquiries == 'sampled', None, 4*a.identities
     if sampled:
-        if not a.against: raise CemiFaceError('--inquiries sampled needs --against, the training photos')
+        if not a.against or not a.held_out:
+            raise CemiFaceError('--inquiries sampled needs --against, the training photos, and --held-out, '
+                                'photos of other people')
         photos, drawn = open_faces(a.against, pipe.size), max(1000, 10*a.identities)
     cfg = InquiryConfig(a.inquiries, a.identities, a.threshold, drawn=drawn)
     n = a.identities if a.max_leakage is None else 2*a.identities
-    held_out = open_faces(a.held_out, pipe.size) or photos
+    held_out = open_faces(a.held_out, pipe.size)
     return drawn_candidates(pipe, cfg, n, photos, held_out and held_out.images, a.seed, sampling)
 
 # %% ../nbs/81_verbs.ipynb #n0596448
