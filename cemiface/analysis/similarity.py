@@ -155,10 +155,11 @@ def capacity(
 # %% ../../nbs/60_analysis.similarity.ipynb #n8141326
 def _rate_words(found):
     "An impostor rate and a capacity, with their intervals"
-    def number(n): return 'any number of' if n is None else f'{n:,.0f}'
-    low, high = found['capacity_ci95']
-    return (f'{found["rate"]:.2%} [{found["ci95"][0]:.2%}, {found["ci95"][1]:.2%}] of pairs, '
-            f'room for {number(found["capacity"])} people [{number(low)}, {number(high)}]')
+    def number(n): return 'no limit' if n is None else f'{n:,.0f}'
+    room, (low, high) = found['capacity'], found['capacity_ci95']
+    words = f'more than {number(low)}' if room is None else f'{number(room)} [{number(low)}, {number(high)}]'
+    return (f'in {found["rate"]:.2%} [{found["ci95"][0]:.2%}, {found["ci95"][1]:.2%}] of pairs, '
+            f'which leaves room for {words} people')
 
 def capacity_words(
     found:dict|None, # of `capacity`
@@ -166,10 +167,9 @@ def capacity_words(
 )->str: # empty, where nothing is known
     "How separate the people of a set are, in plain words"
     if found is None: return ''
-    beside = '' if real is None else f'; of {real["people"]:,} real people, in {_rate_words(real)}'
-    return (f'of {found["people"]:,} first faces, the judge takes two people for one '
-            f'(a cosine of {found["threshold"]:g} or more) in {_rate_words(found)} until '
-            f'{found["collisions"]:.0%} of them have a double{beside}')
+    beside = '' if real is None else f'; of {real["people"]:,} real people, {_rate_words(real)}'
+    return (f'of {found["people"]:,} first faces, the judge takes two people for one (cosine {found["threshold"]:g} '
+            f'or more) {_rate_words(found)} until {found["collisions"]:.0%} of them have a double{beside}')
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c8dd54d0
 def nearest(
