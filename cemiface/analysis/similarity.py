@@ -143,7 +143,7 @@ def capacity(
         cosines = x[part]@x.T
         cosines[np.arange(len(cosines)), np.arange(n)[part]] = -2
         doubles[part] = (cosines >= threshold).sum(1)
-    rate = doubles.sum()/n/(n-1)
+    rate = float(doubles.sum()/n/(n-1))
     without = (doubles.sum()-2*doubles)/(n-1)/(n-2)            # the rate among the others
     error = math.sqrt((n-1)*without.var())
     low, high = 0, min(1, 6/n/(n-1))                           # none seen of so many: the rule of three
