@@ -97,6 +97,7 @@ OPTIONS |= dict(
     max_leakage=dict(type=cosine, metavar='X',
         help='replace identities nearer than this to a training photo'),
     against=dict(metavar='PHOTOS', help=f'training photos, for leakage: {PHOTOS}'),
+    held_out=dict(metavar='PHOTOS', help='for sampled: photos of people that were not trained on'),
     batch=dict(type=natural, default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
                                                          f'({DEFAULT.batch})'),
     compile=switch('compile the denoiser'),
@@ -166,10 +167,11 @@ VERBS = {
         '--generator toy --inquiries synthetic --identities 20 --per-identity 5 --m 0.9 --control sphere '
         '--out set',
         'generator inquiries identities out',
-        f'per_identity control {DRAWING} threshold max_leakage against judge compile image_format {COMMON}',
-        'm similarity', dict(inquiries=dict(help=f'inquiry photos: {PHOTOS}; or synthetic'),
+        f'per_identity control {DRAWING} threshold max_leakage against held_out judge compile image_format '
+        f'{COMMON}',
+        'm similarity', dict(inquiries=dict(help=f'inquiry photos: {PHOTOS}; or synthetic; or sampled'),
             judge=dict(help='for --max-leakage: weights of an independent face encoder'),
-            against=dict(help=f'for --max-leakage: the training photos: {PHOTOS}'))),
+            against=dict(help=f'for --max-leakage and sampled: the training photos: {PHOTOS}'))),
     'verify': Verb(do_verify, 'verification accuracy on pair sets',
         '--encoder net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin', 'encoder',
         f'pairs ijb images folds {COMMON}',

@@ -367,14 +367,14 @@ class GeneratorParts:
 @dataclass
 class InquiryConfig:
     "Which faces become identities (section `inquiries` of a recipe)"
-    source:str = setting('faces', 'given faces, or drawn by the generator without a condition',
-        choices=['faces', 'synthetic'])
+    source:str = setting('faces', 'given faces; synthetic: drawn without a condition; sampled: drawn of '
+        'points among the training embeddings', choices=['faces', 'synthetic', 'sampled'])
     identities:int = setting(10_000, 'how many to keep', lo=2, hi=10**7)
     threshold:float = setting(.3, 'every pair of inquiries is less similar than this, by E_id', above=-1,
         hi=1)
     avoid:float = setting(1., 'every inquiry is less similar than this to every training photo; 1 does not '
-                              'ask', above=-1, hi=1)
-    drawn:int = setting(20_000, 'faces drawn to choose from, when synthetic', lo=2)
+                              'ask (half of other people are nearer than those sampled)', above=-1, hi=1)
+    drawn:int = setting(20_000, 'when not given: faces drawn, or points sampled, to choose from', lo=2)
 
 # %% ../nbs/01_recipe.ipynb #n8108614
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .core import CemiFaceError, is_first_process, log, plain, read_json, text_table, versions
-from .recipe import ASSETS, from_dict, Inputs, load_recipe, recipes, SamplingConfig, to_toml
+from .recipe import ASSETS, from_dict, InquiryConfig, Inputs, load_recipe, recipes, SamplingConfig, to_toml
 
 # %% ../nbs/81_verbs.ipynb #c007
 def overrides(
@@ -204,9 +204,9 @@ def open_screen(a):
     "What --max-leakage asks for, or None"
     from cemiface.analysis.leakage import Screen
     from cemiface.encoders.pretrained import load_encoder
-    together = [a.max_leakage, a.against, a.judge]
+    together = [a.max_leakage, a.judge] + [a.against]*(a.inquiries != 'sampled')
     if all(o is None for o in together): return None
-    if any(o is None for o in together):
+    if None in (*together, a.against):
         raise CemiFaceError('--max-leakage, --against (the training photos) and --judge go together; give '
                             'all three or none')
     judge = load_encoder(a.judge)
@@ -227,9 +227,18 @@ def require_set(a, size):
 # %% ../nbs/81_verbs.ipynb #c013
 def candidate_pictures(a, pipe, sampling):
     "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
-    from cemiface.sets.inquiries import draw_unconditional
-    if a.inquiries == 'synthetic': return draw_unconditional(pipe, 4*a.identities, a.seed, sampling)
-    return open_faces(a.inquiries, pipe.size).images
+    from cemiface.sets.inquiries import drawn_candidates
+    if a.inquiries not in ('synthetic', 'sampled'): return open_faces(a.inquiries, pipe.size).images
+    sampled, photos, drawn = a.inquiries == 'sampled', None, 4*a.identities
+    if sampled:
+        if not a.against or not a.held_out:
+            raise CemiFaceError('--inquiries sampled needs --against, the training photos, and --held-out, '
+                                'photos of other people')
+        photos, drawn = open_faces(a.against, pipe.size), max(1000, 10*a.identities)
+    cfg = InquiryConfig(a.inquiries, a.identities, a.threshold, drawn=drawn)
+    n = a.identities if a.max_leakage is None else 2*a.identities
+    held_out = open_faces(a.held_out, pipe.size)
+    return drawn_candidates(pipe, cfg, n, photos, held_out and held_out.images, a.seed, sampling)
 
 # %% ../nbs/81_verbs.ipynb #n0596448
 def chosen_pictures(a, pipe, pictures, limit):
@@ -238,8 +247,9 @@ def chosen_pictures(a, pipe, pictures, limit):
     from cemiface.sets.inquiries import select_inquiries
     rows = select_inquiries(embed(pipe.identity_encoder, pictures), a.threshold, limit)
     if len(rows) >= a.identities: return pictures[rows]
+    more = ' or bring more faces' if a.inquiries not in ('synthetic', 'sampled') else ''
     raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
-                        'lower --identities, raise --threshold or bring more faces')
+                        f'lower --identities, raise --threshold{more}')
 
 # %% ../nbs/81_verbs.ipynb #n1083982
 def do_generate(a):
@@ -250,7 +260,7 @@ def do_generate(a):
     from cemiface.generator.sampling import check_steps, SetRequest
     from cemiface.runtime import processes
     from cemiface.sets.dataset import make_screened_set, open_set, write_set
-    from cemiface.sets.inquiries import kept_inquiries, write_inquiries
+    from cemiface.sets.inquiries import kept_inquiries, SOURCES, write_inquiries
     sampling, pipe = sampling_of(a), open_generator(a)
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
@@ -265,8 +275,9 @@ def do_generate(a):
     images = a.identities*a.per_identity
     facts = dict(out=str(a.out), inquiries=str(inquiries_at), identities=a.identities, images=images, m=m,
         similarity=a.similarity, control=a.control, seed=a.seed)
+    facts['source'] = SOURCES.get(a.inquiries, SOURCES['faces'])
     text = (f'{a.out}: {images:,} faces of {a.identities:,} identities, {a.control} control, m = {m:g}; '
-            f'inquiries in {inquiries_at}')
+            f'inquiries in {inquiries_at}: {facts["source"]}')
     if screen:
         dropped = make_screened_set(pipe, chosen, asked, out, a.identities, screen, a.image_format)
         facts |= dict(max_leakage=a.max_leakage, dropped=dropped)
@@ -346,7 +357,7 @@ def do_verify(a):
 def do_analyse(a):
     "What a set is"
     from cemiface.analysis.leakage import leakage_beside_nonmembers, leakage_words, PROMISE
-    from cemiface.analysis.similarity import analyse, inquiries_by_name
+    from cemiface.analysis.similarity import analyse, capacity_words, inquiries_by_name
     from cemiface.data.formats import find_inquiries
     from cemiface.encoders.pretrained import load_encoder
     judge, device = load_encoder(a.judge), device_of(a)
@@ -359,8 +370,9 @@ def do_analyse(a):
     found = analyse(faces, judge, inquiries, None if known else photos, device=device)
     if not known: return asdict(found), str(found)
     leakage = leakage_beside_nonmembers(faces, inquiries, photos, judge, device)
-    found = replace(found, leakage=leakage)
-    return asdict(found), '\n'.join([str(found), '', *leakage_words(leakage), PROMISE])
+    found, real = replace(found, leakage=leakage), leakage['nonmembers']['capacity']
+    text = [str(found), f'real people: {capacity_words(real)}', '', *leakage_words(leakage), PROMISE]
+    return asdict(found), '\n'.join(text)
 
 # %% ../nbs/81_verbs.ipynb #c016
 def packed_text(facts):

@@ -18,7 +18,8 @@ from ..core import CemiFaceError, text_table
 from ..data.faces import FaceSet
 from ..encoders.pretrained import embed, FaceEncoder
 from .similarity import (
-    file_of, identity_centres, known_rows, known_values, nearest, pair_cosines, random_pairs, set_embeddings)
+    capacity, file_of, first_faces, identity_centres, known_rows, known_values, nearest, pair_cosines,
+    random_pairs, set_embeddings)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c835fd96
 def impostor_similarities(
@@ -102,6 +103,7 @@ class NonMembers:
     threshold:float # above it two faces count as one person
     far:float # fraction of pairs of different real people that may exceed it
     pairs:int # that it was taken from
+    capacity:dict|None=None # of real people, as `capacity` returns it
 
 # %% ../../nbs/62_analysis.leakage.ipynb #ce5fd9b8
 def find_nonmembers(
@@ -120,7 +122,8 @@ def find_nonmembers(
     cosines = impostor_distribution(e_train, persons, e_held, device=device)
     who = 'the other training people' if e_held is None else 'people of the verification pairs'
     rounded = [round(v, 5) for v in cosines.tolist()]
-    return NonMembers(rounded, who, far_threshold(pairs, far), far, len(pairs))
+    room = capacity(known[0][first_faces(known[1])])
+    return NonMembers(rounded, who, far_threshold(pairs, far), far, len(pairs), room)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c5ef9544
 def leakage_report(
@@ -194,9 +197,10 @@ def leakage_facts(
 )->dict: # max, mean, q99, above, excess, nearer, ci95, threshold, far, judge; inquiries, nonmembers: likewise
     "The leakage of a set, as results.json has it"
     level = {k: report['real'][k] for k in ('faces', 'mean', 'max', 'q99', 'above')}
+    level |= dict(who=nonmembers.who, capacity=nonmembers.capacity)
     return report['generated'] | dict(
         judge=judge, threshold=nonmembers.threshold, far=nonmembers.far, pairs=nonmembers.pairs,
-        inquiries=report['inquiries'] if requested else None, nonmembers=level | dict(who=nonmembers.who))
+        inquiries=report['inquiries'] if requested else None, nonmembers=level)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #cbda76b1
 def leakage_beside_nonmembers(

@@ -125,7 +125,7 @@ class Lab(Context, People, Encoders):
     @cached_property
     def inquiries(self)->FaceSet:
         "The recipe's own, one face per identity, chosen when they are first needed"
-        return load_or_choose_inquiries(self, self.pipeline, self.train)
+        return load_or_choose_inquiries(self, self.pipeline, self)
 
     @cached_property
     def fingerprint(self)->str:

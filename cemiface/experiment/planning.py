@@ -178,8 +178,8 @@ def counts_of(
     images:int, # training photos
 )->np.ndarray: # faces of each identity that a set can have, (k,)
     "The largest volume, of no more identities than there are faces to choose inquiries from"
-    candidates = r.toy.candidates if r.faces.source == 'toy' else images
-    if r.inquiries.source == 'synthetic': candidates = r.inquiries.drawn
+    toy = r.faces.source == 'toy'
+    candidates = r.inquiries.drawn if r.inquiries.source != 'faces' else r.toy.candidates if toy else images
     return union_of(volumes_of(r))[:candidates]
 
 # %% ../../nbs/73_experiment.planning.ipynb #n7282210
@@ -344,7 +344,9 @@ def miniature(
     images:int, # photos that it is tried on
 )->Recipe: # two faces a step, two steps
     "The same networks, and as little work as shows that all stages work"
-    return changed(r, [
+    # four people are too few to sample among
+    source = 'faces' if r.inquiries.source == 'sampled' else r.inquiries.source
+    return changed(r, [f'inquiries.source={source}',
         f'training.epochs={4/images}', 'training.batch=2', 'training.compile=false', 'inquiries.identities=2',
         'inquiries.threshold=1.0', 'inquiries.avoid=1.0', 'inquiries.drawn=4', 'sampling.steps=2',
         'sampling.batch=2', 'sampling.compile=false', 'generation.per_identity=2',

@@ -20,12 +20,14 @@ from scipy.stats import spearmanr
 from ..core import text_table
 from ..recipe import to_toml
 from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
+from ..sets.inquiries import SOURCES
 from ..recognition.verification import plot_roc, roc
 from ..analysis.similarity import file_of
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
 # %% ../../nbs/70_experiment.report.ipynb #ce6913c5
-FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1'      # by the judge
+# by the judge
+FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1', 'capacity'
 
 # %% ../../nbs/70_experiment.report.ipynb #n6080185
 def sets_of(
@@ -302,6 +304,29 @@ def html_figure(
     return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f'<figcaption>{caption} {links}</figcaption></figure>')
 
+# %% ../../nbs/70_experiment.report.ipynb #n3331310
+def html_capacity(
+    results, # results.json
+)->str: # empty, where nothing was measured
+    "How separate the people of every set are, beside real ones"
+    found = {f'{set_label(r)} {r["volume"]}': r['capacity'] for r in results['sets'] if r.get('capacity')}
+    if not found: return ''
+    leak = next((r['leakage'] for r in results['sets'] if r['leakage']), None)
+    real = leak and leak['nonmembers'].get('capacity')
+    if real: found['real people'] = real
+    def number(n): return 'no limit' if n is None else f'{n:,.0f}'
+    def row(o):
+        low, high = o['ci95']
+        return [f'{o["people"]:,}', f'{o["rate"]:.3%} [{low:.3%}, {high:.3%}]',
+            f'{number(o["capacity"])} [{", ".join(map(number, o["capacity_ci95"]))}]']
+    head, o = ('set', 'people', 'impostor rate', 'capacity'), next(iter(found.values()))
+    table = html_table(head, [[k, *row(v)] for k, v in found.items()])
+    source = html.escape(SOURCES[results['recipe']['inquiries']['source']])
+    return (f'<p>Inquiries: {source}.</p>{table}<p class="soft">Impostor rate: fraction of pairs of two people '
+            f'whose first faces have a cosine of {o["threshold"]:g} or more, by the judge. Capacity: how many '
+            f'people there can be until {o["collisions"]:.0%} of them have a double. '
+            'Intervals of 95%, by a jackknife over people.</p>')
+
 # %% ../../nbs/70_experiment.report.ipynb #ce3b8e72
 def html_leakage(
     results, # results.json
@@ -396,6 +421,7 @@ def report_html(
     parts = {'Results': f'{table}<p class="soft">{note}.</p>',
         'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
         'Calibration': f'{figures["calibration"]}<p>{follows}</p>', 'ROC': figures['roc'],
+        'Capacity': html_capacity(results),
         'Leakage': figures['leakage']+html_leakage(results), 'Training': html_training(training or {}),
         'Provenance': html_provenance(results)}
     links = body = ''

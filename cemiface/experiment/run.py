@@ -37,11 +37,11 @@ from ..generator.denoiser import build_denoiser, latent_sizes
 from ..generator.training import may_change
 from ..generator.sampling import check_steps, drawing_precision, request_of
 from ..generator.pipeline import CemiFacePipeline, decoder_of, load_generator, save_index, train_generator
-from ..sets.inquiries import draw_unconditional, select_inquiries, write_inquiries
+from ..sets.inquiries import drawn_candidates, select_inquiries, SOURCES, write_inquiries
 from ..sets.dataset import make_set, part_of, real_subset
 from ..recognition.verification import gap_to_real, score_pairs, summary, verify
 from ..recognition.training import rate_schedule, train_recogniser
-from ..analysis.similarity import analyse, file_of, set_embeddings
+from ..analysis.similarity import analyse, capacity_words, file_of, set_embeddings
 from ..analysis.leakage import (
     BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
 from .report import (
@@ -269,36 +269,39 @@ def load_or_train_generator(
 def candidate_faces(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
-    train:FaceSet, # its training faces
+    people:People, # training faces and pairs
+    n:int, # how many inquiries there will be
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which inquiries are chosen"
     r, t, given = ctx.recipe, ctx.recipe.toy, ctx.inputs.inquiries
-    if r.inquiries.source == 'synthetic':
-        return draw_unconditional(pipe, r.inquiries.drawn, r.seed, r.sampling)
+    if r.inquiries.source != 'faces':
+        shown = people.train, people.pairs.images
+        return drawn_candidates(pipe, r.inquiries, n, *shown, r.seed, r.sampling, ctx.out/'cache')
     if given: return FaceSet.open(given, r.faces.size, r.faces.max_bad).images
     if r.faces.source == 'toy': return toy_people('candidates', t.candidates, 1, r.faces.size, t.seed).images
-    return train.images
+    return people.train.images
 
 # %% ../../nbs/71_experiment.run.ipynb #c7a9711e
 def load_or_choose_inquiries(
     ctx, # Context of the run
     pipe, # CemiFacePipeline
-    train:FaceSet, # its training faces
+    people:People, # training faces and pairs
 )->FaceSet: # one face per identity
     "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
     n = len(union_of(volumes_of(r)))
-    given = [candidate_faces(ctx, pipe, train)] if ctx.inputs.inquiries and cfg.source == 'faces' else []
+    given = [candidate_faces(ctx, pipe, people, n)] if ctx.inputs.inquiries and cfg.source == 'faces' else []
     def choose():
-        faces, = given or [candidate_faces(ctx, pipe, train)]
-        known = embed_set(encoder, train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
+        faces, = given or [candidate_faces(ctx, pipe, people, n)]
+        known = embed_set(encoder, people.train, ctx.out/'cache', ctx.device)[0] if cfg.avoid < 1 else None
         rows = select_inquiries(embed(encoder, faces, device=ctx.device), cfg.threshold, n, known, cfg.avoid)
-        found = f'only {len(rows)} of {len(faces)} faces pass inquiries.threshold = {cfg.threshold}'
+        tried = cfg.drawn if cfg.source == 'sampled' else len(faces)
+        found = f'only {len(rows)} of {tried} faces pass inquiries.threshold = {cfg.threshold}'
         if len(rows) < 2: raise CemiFaceError(f'{found}; raise it or bring more faces')
         if len(rows) < n: log(f'{found}; {n} were asked for')
         write_inquiries(faces[rows], home)
         return rows
-    rows = stage(ctx, 'inquiries', (pipe, train, cfg, r.toy, n, *given), choose)
+    rows = stage(ctx, 'inquiries', (pipe, people.train, cfg, r.toy, n, *given), choose)
     kept = FaceSet.from_folder(home, r.faces.size)
     if len(kept) >= len(rows): return kept.subset(range(len(rows)))
     raise CemiFaceError(f'{home} lacks {len(rows)-len(kept)} of its {len(rows)} faces; delete '
@@ -524,10 +527,8 @@ def set_card(
     results, # of the run
 )->str: # README.md
     "What a set is, in words"
-    s, recipe = r['similarity_to_inquiry'], results['recipe']
-    origin = 'given faces: each identity resembles one of them'
-    if recipe['inquiries']['source'] == 'synthetic': origin = 'drawn by the generator itself'
-    words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(r['leakage']), PROMISE]))
+    s, recipe, leak = r['similarity_to_inquiry'], results['recipe'], r['leakage']
+    words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(leak), PROMISE]))
     decoder = markdown_text(decoder_words(results['autoencoder']))
     return f'''# {r["name"]}
 
@@ -538,7 +539,8 @@ seed {results["seed"]}.
 | | |
 |---|---|
 | similarity to the inquiry | {s["mean"]:.3f} +- {s["std"]:.3f} ({s["judge"]}) |
-| inquiries | {origin} |
+| inquiries | {SOURCES[recipe["inquiries"]["source"]]} |
+| how separate | {capacity_words(r["capacity"], leak["nonmembers"].get("capacity"))} |
 | decoded by | {decoder} |
 
 ## How near to the nearest training face
@@ -573,7 +575,7 @@ def run(
     people = load_people(ctx)
     encoders = load_encoders(ctx, people.train)
     pipe = load_or_train_generator(ctx, people.train, encoders.identity)
-    inquiries = load_or_choose_inquiries(ctx, pipe, people.train)
+    inquiries = load_or_choose_inquiries(ctx, pipe, people)
     sets = generated_sets(ctx, pipe, inquiries) + baseline_sets(ctx, people.train, inquiries)
     nonmembers = load_or_measure_nonmembers(ctx, encoders.judge, people)
     rows = [measure_set(ctx, compared, people, encoders, nonmembers) for compared in sets]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Layout', 'layout_of', 'face_file', 'is_there', 'numbers_of', 'face_record', 'deciding_settings', 'is_number',
-           'numbered_rows', 'is_line', 'faces_on_disk', 'in_batches', 'my_batches', 'merge_manifests', 'embed_alone',
-           'drawing_copy', 'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set',
-           'make_set', 'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record',
-           'numbered_inquiries', 'make_screened_set']
+           'numbered_rows', 'is_line', 'faces_on_disk', 'in_batches', 'my_batches', 'merge_manifests', 'drawing_copy',
+           'drawn_batches', 'write_faces', 'resolve_for_folder', 'open_set', 'write_set', 'read_set', 'make_set',
+           'part_of', 'real_subset', 'forget_identities', 'nearest_face', 'screening_record', 'numbered_inquiries',
+           'make_screened_set']
 
 # %% ../../nbs/41_sets.dataset.ipynb #c004
 import contextlib
@@ -25,14 +25,13 @@ import numpy as np
 from ..core import (
     atomic_path, CemiFaceError, differences, fingerprint, holds_work, progress, read_json, RunFolder,
     sha256_file, stable_seed, table_of, write_json)
-from ..runtime import as_first, processes, workers
+from ..runtime import as_first, processes
 from ..data.formats import inquiries_beside, manifest_line, scan_manifest
 from ..data.faces import decode_image, FaceSet, save_image
-from ..encoders.pretrained import embed, FaceEncoder
 from ..generator.condition import m_of
 from ..generator.sampling import compile_for_sampling, draw_batch, for_sampling, SetRequest
 from ..generator.pipeline import CemiFacePipeline
-from .inquiries import write_inquiries
+from .inquiries import embed_alone, write_inquiries
 
 # %% ../../nbs/41_sets.dataset.ipynb #c007
 class Layout:
@@ -222,18 +221,6 @@ def merge_manifests(
             to.write(files[n].readline())
     for p in out.glob('manifest-*.jsonl'): p.unlink()
     folder.finish('faces', key, faces=total)
-
-# %% ../../nbs/41_sets.dataset.ipynb #c019
-def embed_alone(
-    encoder:FaceEncoder, # frozen
-    images:np.ndarray, # uint8 (n,3,h,w)
-    batch:int=64, # faces at once; the last batch is padded
-)->np.ndarray: # (n,D)
-    "Embeddings of which each depends on its own image alone"
-    padded = np.concatenate([images, np.repeat(images[-1:], -len(images)%batch, axis=0)])
-    def embed_from(i): return embed(encoder, padded[i:i+batch], batch=batch)
-    with workers(encoder.device) as each: parts = [*each(embed_from, range(0, len(padded), batch))]
-    return np.concatenate(parts)[:len(images)]
 
 # %% ../../nbs/41_sets.dataset.ipynb #n4073230
 def drawing_copy(
