@@ -102,7 +102,7 @@ def progress(
     stream, options = sys.stderr, dict(dynamic_ncols=True)
     quiet = bool(os.environ.get('CEMIFACE_QUIET')) or stream is not sys.__stderr__      # a notebook's, a test's
     if not (quiet or stream.isatty()):
-        stream, options = AsLines(stream), dict(ncols=0, delay=1, mininterval=15, maxinterval=15)
+        stream, options = AsLines(stream), dict(ncols=0, delay=15, mininterval=15, maxinterval=15)
     return tqdm(total=total, desc=desc, unit=unit, file=stream, disable=quiet, **options, **kw)
 
 

@@ -303,7 +303,7 @@ def hunt_sizes(name):
     Path(name).touch()
 
 def test_sizes(tmp_path):
-    in_process(hunt_sizes, tmp_path/'done', timeout=300)
+    in_process(hunt_sizes, tmp_path/'done')
     assert (tmp_path/'done').exists()
 
 # Variables of launchers

@@ -212,7 +212,7 @@ def test_generate_values(mistake, calls, option, value, words): mistake([*calls(
 def test_arguments(mistake, calls):
     mistake(['run', '-r', 'lfw', '--out', 'new'], '--faces')
     mistake(['run', '--out', 'new'], '--recipe')
-    mistake([*calls()['run'], '--judge', 'nowhere'], '--judge nowhere')
+    mistake([*calls()['run'], '--judge', 'nowhere'], 'nowhere does not exist')
     if not Path('/dev/nvidiactl').exists(): mistake([*calls()['verify'], '--device', 'cuda'], '--device cuda', 'no GPU')
 
 # Output folders
