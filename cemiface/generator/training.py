@@ -584,7 +584,7 @@ def train_denoiser(
             last = step+1 == steps
             row = rows.add(step+1, {k: v.masked_fill(bad, 0) for k, v in terms.items()}, last, lr=rate)
             bar.update(config.batch)
-            if row: bar.set_postfix(loss=row['loss'])
+            if row: bar.set_postfix(refresh=False, loss=row['loss'])
 
             # a checkpoint: now and then, at the end, and before a signal ends the program
             due = time.monotonic()-saved >= 60*config.checkpoint_minutes
