@@ -61,11 +61,11 @@ OPTIONS = dict(
         help='of the generator: auto, no, bf16, fp16'),
     faces=dict(help=f'training photos: {PHOTOS}'),
     identity_encoder=dict(help='weights of E_id, or the name of a shipped one'),
-    judge=dict(help='weights of an independent face encoder'),
+    judge=dict(metavar='F', help='weights of an independent face encoder'),
     autoencoder=dict(help='autoencoder of a recipe that works in latents: weights, folder, or name on the '
                           'hub'),
     encoder=dict(help='weights or folder of any face encoder'),
-    generator=dict(help='folder of a generator, OWNER/NAME on the hub, or toy'),
+    generator=dict(metavar='G', help='folder of a generator, OWNER/NAME on the hub, or toy'),
     pairs=dict(help='pairs.txt or .bin'), images=dict(help='folder of the images that pairs.txt names'),
     inquiries=dict(help=f'inquiry photos: {PHOTOS}'), out=dict(help='folder to make'),
     force=switch('go on from a checkpoint although settings of the training changed that may'),
@@ -75,8 +75,8 @@ OPTIONS = dict(
     dry_run=switch('print the resolved recipe; with --faces, plan the run and try every stage in miniature'),
     rates=dict(help='for --dry-run: what cemiface bench --json printed, to turn work into hours'),
     processes=dict(type=some, default=1, help='for --dry-run: how many processes will share the work'),
-    identities=dict(type=some, help='how many people'),
-    per_identity=dict(type=some, default=50, help='faces of each (50)'),
+    identities=dict(type=some, metavar='N', help='how many people'),
+    per_identity=dict(type=some, metavar='N', default=50, help='faces of each (50)'),
     m=dict(type=float, help='condition of the network, in [-1,1]'),
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
@@ -87,10 +87,10 @@ OPTIONS = dict(
         help='t/T that is guided; 1 is noise (0 1)'),
     similarity_guidance=dict(type=number_in(float, 0), metavar='G',
         help='of scalar control, away from m = 1 (1, or as calibrated)'),
-    steps=dict(type=int, default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
-    eta=dict(type=float, default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),
-    seed=dict(type=natural, default=0, help='decides noise and directions (0)'),
-    threshold=dict(type=cosine, default=.3, help='largest similarity of two inquiries, by E_id (0.3)'))
+    steps=dict(type=int, metavar='N', default=DEFAULT.steps, help=f'sampling steps ({DEFAULT.steps})'),
+    eta=dict(type=float, metavar='X', default=DEFAULT.eta, help=f'noise added again by DDIM, 0 to 1 ({DEFAULT.eta:g})'),
+    seed=dict(type=natural, metavar='N', default=0, help='decides noise and directions (0)'),
+    threshold=dict(type=cosine, metavar='X', default=.3, help='largest similarity of two inquiries, by E_id (0.3)'))
 
 # %% ../nbs/82_cli.ipynb #n0766820
 OPTIONS |= dict(
@@ -98,7 +98,7 @@ OPTIONS |= dict(
         help='replace identities nearer than this to a training photo'),
     against=dict(metavar='PHOTOS', help=f'training photos, for leakage: {PHOTOS}'),
     held_out=dict(metavar='PHOTOS', help='for sampled: photos of people that were not trained on'),
-    batch=dict(type=natural, default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
+    batch=dict(type=natural, metavar='N', default=DEFAULT.batch, help='faces at once; 0: what fits the GPU '
                                                          f'({DEFAULT.batch})'),
     compile=switch('compile the denoiser'),
     image_format=dict(choices=['png', 'jpg'], default='png', help='of the faces (png)'),
@@ -164,14 +164,14 @@ VERBS = {
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
         special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),
     'generate': Verb(do_generate, 'draw a labelled set of faces',
-        '--generator toy --inquiries synthetic --identities 20 --per-identity 5 --m 0.9 --control sphere '
+        '--generator toy --inquiries synthetic --identities 20 --m 0.9 '
         '--out set',
         'generator inquiries identities out',
         f'per_identity control {DRAWING} threshold max_leakage against held_out judge compile image_format '
         f'{COMMON}',
         'm similarity', dict(inquiries=dict(help=f'inquiry photos: {PHOTOS}; or synthetic; or sampled'),
             judge=dict(help='for --max-leakage: weights of an independent face encoder'),
-            against=dict(help=f'for --max-leakage and sampled: the training photos: {PHOTOS}'))),
+            against=dict(help='for --max-leakage and sampled: the training photos'))),
     'verify': Verb(do_verify, 'verification accuracy on pair sets',
         '--encoder net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin', 'encoder',
         f'pairs ijb images folds {COMMON}',
