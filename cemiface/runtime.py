@@ -32,7 +32,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .core import CemiFaceError, log
+from .core import CemiFaceError, first_line, log
 
 # %% ../nbs/02_runtime.ipynb #c46c3aec
 def seed_everything(
@@ -89,7 +89,7 @@ def processes(
     try: return PartialState(cpu=cpu or not torch.accelerator.is_available())
     except (RuntimeError, ValueError) as e:
         if not together: raise
-        why = (str(e).splitlines() or [type(e).__name__])[0]
+        why = first_line(e) or type(e).__name__
         raise CemiFaceError(f'the processes did not meet at MASTER_ADDR and MASTER_PORT ({why[:200]}); '
                             'start them by accelerate launch') from e
 
@@ -220,7 +220,7 @@ def try_compile(
     try:
         module.compile(mode=mode)
         probe()
-    except Exception as e: failed = f'{type(e).__name__}: {(str(e).splitlines() or [""])[0][:100]}'
+    except Exception as e: failed = f'{type(e).__name__}: {first_line(e)[:100]}'
     check_launch()
     failures = [o for o in gather_object([failed]) if o]
     if not failures: return True

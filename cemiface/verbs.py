@@ -225,10 +225,12 @@ def require_set(a, size):
     if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
 
 # %% ../nbs/81_verbs.ipynb #c013
+DRAWN = 'synthetic', 'sampled'                             # inquiries that are no photos
+
 def candidate_pictures(a, pipe, sampling):
     "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
     from cemiface.sets.inquiries import drawn_candidates
-    if a.inquiries not in ('synthetic', 'sampled'): return open_faces(a.inquiries, pipe.size).images
+    if a.inquiries not in DRAWN: return open_faces(a.inquiries, pipe.size).images
     sampled, photos, drawn = a.inquiries == 'sampled', None, 4*a.identities
     if sampled:
         if not a.against or not a.held_out:
@@ -247,7 +249,7 @@ def chosen_pictures(a, pipe, pictures, limit):
     from cemiface.sets.inquiries import select_inquiries
     rows = select_inquiries(embed(pipe.identity_encoder, pictures), a.threshold, limit)
     if len(rows) >= a.identities: return pictures[rows]
-    more = ' or bring more faces' if a.inquiries not in ('synthetic', 'sampled') else ''
+    more = '' if a.inquiries in DRAWN else ' or bring more faces'
     raise CemiFaceError(f'only {len(rows)} inquiry faces are less similar than {a.threshold} to each other; '
                         f'lower --identities, raise --threshold{more}')
 

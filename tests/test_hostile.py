@@ -157,7 +157,7 @@ def hunt(name, cases, folder):
         text = [p for p in files if p.suffix.startswith('.json')]
         change(r, r.choice(text if text and r.random() < .7 else files))
         before, out, err, t = set(d.iterdir()), io.StringIO(), io.StringIO(), time.monotonic()
-        signal.alarm(HANG)
+        signal.alarm(HANG//6)               # names the case that hangs
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(args)
             signal.alarm(0)

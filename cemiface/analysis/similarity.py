@@ -152,24 +152,28 @@ def capacity(
     return dict(people=n, threshold=threshold, rate=rate, ci95=[low, high], collisions=collisions,
         capacity=room[0], capacity_ci95=room[1:])
 
-# %% ../../nbs/60_analysis.similarity.ipynb #n8141326
-def _rate_words(found):
+# %% ../../nbs/60_analysis.similarity.ipynb #n3106060
+def people_words(n): # as `people_without_double` gives it
+    "A number of people, or that there is no limit"
+    return 'no limit' if n is None else f'{n:,.0f}'
+
+def rate_words(found): # of `capacity`
     "An impostor rate and a capacity, with their intervals"
-    def number(n): return 'no limit' if n is None else f'{n:,.0f}'
-    room, (low, high) = found['capacity'], found['capacity_ci95']
-    words = f'more than {number(low)}' if room is None else f'{number(room)} [{number(low)}, {number(high)}]'
+    room, low, high = map(people_words, (found['capacity'], *found['capacity_ci95']))
+    words = f'more than {low}' if found['capacity'] is None else f'{room} [{low}, {high}]'
     return (f'in {found["rate"]:.2%} [{found["ci95"][0]:.2%}, {found["ci95"][1]:.2%}] of pairs, '
             f'which leaves room for {words} people')
 
+# %% ../../nbs/60_analysis.similarity.ipynb #n8141326
 def capacity_words(
     found:dict|None, # of `capacity`
     real:dict|None=None, # that of real people
 )->str: # empty, where nothing is known
     "How separate the people of a set are, in plain words"
     if found is None: return ''
-    beside = '' if real is None else f'; of {real["people"]:,} real people, {_rate_words(real)}'
+    beside = '' if real is None else f'; of {real["people"]:,} real people, {rate_words(real)}'
     return (f'of {found["people"]:,} first faces, the judge takes two people for one (cosine {found["threshold"]:g} '
-            f'or more) {_rate_words(found)} until {found["collisions"]:.0%} of them have a double{beside}')
+            f'or more) {rate_words(found)} until {found["collisions"]:.0%} of them have a double{beside}')
 
 # %% ../../nbs/60_analysis.similarity.ipynb #c8dd54d0
 def nearest(

@@ -22,7 +22,7 @@ from ..recipe import to_toml
 from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
 from ..sets.inquiries import SOURCES
 from ..recognition.verification import plot_roc, roc
-from ..analysis.similarity import file_of
+from ..analysis.similarity import file_of, first_faces, people_words
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
 # %% ../../nbs/70_experiment.report.ipynb #ce6913c5
@@ -248,7 +248,7 @@ def plot_faces(
     fig, axes = wide_axes(.7*len(sets), len(sets))
     n, rows = min(most, *(faces.identities for faces in sets.values())), []
     for ax, (label, faces) in zip(axes, sets.items()):
-        first = np.unique(faces.labels, return_index=True)[1][:n]
+        first = first_faces(faces.labels)[:n]
         ax.imshow(np.hstack(faces.images[first].transpose(0, 2, 3, 1)), interpolation='none')
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(label, rotation=0, ha='right', va='center')
@@ -314,11 +314,10 @@ def html_capacity(
     leak = next((r['leakage'] for r in results['sets'] if r['leakage']), None)
     real = leak and leak['nonmembers'].get('capacity')
     if real: found['real people'] = real
-    def number(n): return 'no limit' if n is None else f'{n:,.0f}'
     def row(o):
         low, high = o['ci95']
         return [f'{o["people"]:,}', f'{o["rate"]:.3%} [{low:.3%}, {high:.3%}]',
-            f'{number(o["capacity"])} [{", ".join(map(number, o["capacity_ci95"]))}]']
+            f'{people_words(o["capacity"])} [{", ".join(map(people_words, o["capacity_ci95"]))}]']
     head, o = ('set', 'people', 'impostor rate', 'capacity'), next(iter(found.values()))
     table = html_table(head, [[k, *row(v)] for k, v in found.items()])
     source = html.escape(SOURCES[results['recipe']['inquiries']['source']])

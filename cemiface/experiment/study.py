@@ -109,8 +109,9 @@ class Study:
         if self.needs_toy and recipe.faces.source != 'toy': return self.needs_toy
         if self.needs_latents and recipe.autoencoder == 'none':
             return 'it draws pixels, so there is no autoencoder that could cost any identity'
-        if self.needs_people and recipe.inquiries.source == 'synthetic':
-            return 'nobody knows who synthetic inquiries are; it needs inquiries.source = "faces"'
+        source = recipe.inquiries.source
+        if self.needs_people and source != 'faces':
+            return f'nobody knows who {source} inquiries are; it needs inquiries.source = "faces"'
         lacking = self.needs_dropout and not recipe.condition.dropout
         return 'synthetic inquiries need condition.dropout above 0' if lacking else ''
 

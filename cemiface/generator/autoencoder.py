@@ -32,7 +32,8 @@ from safetensors import safe_open
 from torch import nn, Tensor
 
 from ..core import atomic_path, CemiFaceError, fingerprint as fingerprint_of, FORMAT_VERSION
-from ..core import open_regular, progress, read_json, reading, write_error, write_json, write_text
+from ..core import first_line, open_regular, progress, read_json, reading, write_error, write_json
+from ..core import write_text
 from ..recipe import Recipe
 from ..runtime import planned
 from ..data.faces import FaceSet, to_float, to_uint8
@@ -56,7 +57,7 @@ class Autoencoder(ModelMixin):
             if self.latent_shape(64, 64) != z.shape[1:] or self.decode(z).shape != x.shape:
                 raise ValueError('what it decodes has another shape than what it encodes')
         except Exception as e:
-            raise CemiFaceError(f'{name} does not encode faces: {(str(e).splitlines() or [""])[0]}') from e
+            raise CemiFaceError(f'{name} does not encode faces: {first_line(e)}') from e
 
     @property
     def device(self)->torch.device:
@@ -239,7 +240,7 @@ def from_hub(
     "A folder of the Hugging Face hub; CemiFaceError where it can't be had."
     try: return Path(snapshot_download(name, allow_patterns=files, **hub))
     except Exception as e:
-        why = (str(e).strip() or type(e).__name__).split('\n')[0][:160]
+        why = (first_line(e) or type(e).__name__)[:160]
         raise CemiFaceError(f'{name} is no folder here, and cannot be had from the hub ({why}); '
                             'check the name and the connection, or give a folder') from e
 

@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import (
-    atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION, log, plain, read_json, read_text,
-    RunFolder, text_table, write_text)
+    atomic_path, CemiFaceError, check_version, fingerprint, first_line, FORMAT_VERSION, log, plain, read_json,
+    read_text, RunFolder, text_table, write_text)
 from ..recipe import (
     ASSETS, check_range, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
 from ..runtime import planned, processes
@@ -368,7 +368,7 @@ def in_short(
     e:BaseException, # of a library, or ours
 )->str: # one line
     "What went wrong, to be quoted in a sentence"
-    why = (str(e).splitlines() or [''])[0][:160]
+    why = first_line(e)[:160]
     return why if isinstance(e, CemiFaceError) else f'{type(e).__name__}: {why}'
 
 # %% ../../nbs/38_generator.pipeline.ipynb #n9096438

@@ -195,15 +195,14 @@ def draw_again(
 
 def returning_as(
     pipe:CemiFacePipeline, # generator
-    faces:np.ndarray, # of people that it was not trained on, uint8 (k,3,h,w)
+    e:np.ndarray, # raw embeddings of people that it was not trained on, by its E_id, (k,D)
     seed:int=0, # of the noise
     sampling:SamplingConfig=SamplingConfig(), # how faces are drawn
     most:int=256, # draw of so many of them, evenly chosen
 )->Callable: # of faces, uint8 (n,3,h,w), and their cosines to their points (n,) -> bool (n,)
     "Accepts drawn faces that return as well as those of other people, without their worst quarter"
-    faces = faces[::-(-len(faces)//most)]
-    e, request = embed_alone(pipe.identity_encoder, faces), draw_again(seed, sampling)
-    level = np.nanquantile(draw_each(pipe, e, request, 'held-out people')[1], .25)
+    some, request = e[::-(-len(e)//most)], draw_again(seed, sampling)
+    level = np.nanquantile(draw_each(pipe, some, request, 'held-out people')[1], .25)
     return lambda drawn, cosines: cosines >= level
 
 # %% ../../nbs/40_sets.inquiries.ipynb #n9494196
@@ -256,9 +255,10 @@ def drawn_candidates(
 )->np.ndarray: # uint8 (k,3,h,w)
     "Faces among which inquiries are chosen, where no photo serves as inquiry"
     if cfg.source == 'synthetic': return draw_unconditional(pipe, cfg.drawn, seed, sampling)
-    encoder, accept = pipe.identity_encoder, returning_as(pipe, held_out, seed, sampling)
+    encoder, e_held = pipe.identity_encoder, embed_alone(pipe.identity_encoder, held_out)
+    accept = returning_as(pipe, e_held, seed, sampling)
     e_photos = embed_set(encoder, photos, cache)[0] if cache else embed_alone(encoder, photos.images)
-    near = nearest_direction(unit(embed_alone(encoder, held_out)), e_photos)[0]
+    near = nearest_direction(unit(e_held), e_photos)[0]
     cfg = replace(cfg, avoid=min(cfg.avoid, float(np.median(near))))
     return draw_sampled(pipe, e_photos, n, accept, cfg, seed, sampling)
 
