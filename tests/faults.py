@@ -1,6 +1,7 @@
 """Faults put into copies of a set of faces, and the table of what `cemiface check` finds of them.
 
-`python tests/faults.py ENCODER SET [FAULT...]` prints the table: each fault in 5, 30 and 100% of the files of SET."""
+`python tests/faults.py ENCODER SET MEMORY.npz [FAULT...]` prints the table: each fault in 5, 30 and 100% of the files of SET. MEMORY
+keeps the embeddings."""
 import hashlib
 import io
 import random

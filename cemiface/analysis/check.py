@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core import CemiFaceError, FORMAT_VERSION, log, write_json
+from ..core import CemiFaceError, FORMAT_VERSION, write_json
 from ..data.formats import (
     Entry, in_threads, LeftOut, loaded_image, pair_files, read_pairs, short_repr)
 from ..data.packed import read_bin, scan
@@ -270,7 +270,7 @@ def position_findings(
     gain = length_gain(judge, faces.images[upright], e[upright]) if len(upright) else np.zeros(0)
     low = np.quantile(length[upright]*np.exp(gain.clip(0)), .3) if len(upright) else 0
     doubtful = np.flatnonzero((length < low) & (turned <= 0))
-    if len(doubtful): cut[doubtful] = length_gain(judge, faces.images[doubtful], e[doubtful])-.09
+    if len(doubtful): cut[doubtful] = length_gain(judge, faces.images[doubtful], e[doubtful])-.18
     words = 'faces are shifted, tilted or of another scale'
     return [*found, finding('badly cut faces', cut, words, ALIGN, .015)]
 
@@ -295,6 +295,20 @@ def outside_cluster(
     return np.flatnonzero(group != np.bincount(group).argmax())
 
 # %% ../../nbs/63_analysis.check.ipynb #k041
+def people_finding(faces, e, high): # with labels; embeddings (n,d); a cosine that different people do not reach
+    "Labels that show one person"
+    labels, count = faces.labels, np.bincount(faces.labels)
+    cosines, at = nearest(e, e, who=(labels, labels))
+    sums, place, _ = identity_sums(unit_rows(e), labels)
+    means = sums/count[:, None]
+    alike = (means[place]*means[place[at]]).sum(1)             # mean cosine of all pairs of the two labels
+    rows = np.flatnonzero((cosines > high) & (alike > high))
+    pairs = {tuple(sorted((faces.names[labels[i]], faces.names[labels[at[i]]]))): alike[i] for i in rows}
+    pairs = sorted(pairs, key=lambda o: -pairs[o])
+    pairs, words = [f'{a} = {b}' for a, b in pairs], 'labels are a person that has another label, too'
+    return judged('people', pairs, len(count), words, 'give both one label', .005)
+
+# %% ../../nbs/63_analysis.check.ipynb #k042
 def label_findings(
     faces:FaceSet, # with labels
     e:np.ndarray, # embeddings, (n,d)
@@ -310,27 +324,19 @@ def label_findings(
     words = 'faces show another person than their label'
     advice = 'move them to their own label, or delete them'
     found = [judged('labels', [faces.files[i] for i in several], checked, words, advice, .05)]
-    cosines, at = nearest(e, e, who=(labels, labels))
-    sums, place, _ = identity_sums(unit_rows(e), labels)
-    means = sums/count[:, None]
-    alike = (means[place]*means[place[at]]).sum(1)             # mean cosine of all pairs of the two labels
-    rows = np.flatnonzero((cosines > high) & (alike > high))
-    pairs = {tuple(sorted((faces.names[labels[i]], faces.names[labels[at[i]]]))): alike[i] for i in rows}
-    pairs = sorted(pairs, key=lambda o: -pairs[o])
-    pairs, words = [f'{a} = {b}' for a, b in pairs], 'labels are a person that has another label, too'
-    found.append(judged('people', pairs, len(count), words, 'give both one label', .005))
+    found.append(people_finding(faces, e, high))
     if not groups: return [*found, Finding('told apart', 'not checked', 'no label has two faces')]
     same = pair_cosines(e, *random_pairs(labels, 20_000, True))
     return [*found, apart_finding(np.r_[same, between], np.arange(len(same)+len(between)) < len(same))]
 
-# %% ../../nbs/63_analysis.check.ipynb #k042
+# %% ../../nbs/63_analysis.check.ipynb #k043
 def apart_finding(cosines, same): # of pairs; whether of one identity
     "Whether a judge tells pairs of one identity from pairs of two"
     rate = equal_error_rate(cosines, same)
     state, words = 'FOUND' if rate > .2 else 'ok', f'{rate:.1%} of pairs are confused by this judge'
     return Finding('told apart', state, words, (), 'labels or faces carry no identity to be learned')
 
-# %% ../../nbs/63_analysis.check.ipynb #k046
+# %% ../../nbs/63_analysis.check.ipynb #k047
 def pair_findings(
     found:Pictures, # of a pair set
     e:np.ndarray, # embeddings of its faces, (n,d)
@@ -351,7 +357,7 @@ def pair_findings(
             finding(alike, 'pairs of two people look like one'),
             apart_finding(cosines, same)]
 
-# %% ../../nbs/63_analysis.check.ipynb #k048
+# %% ../../nbs/63_analysis.check.ipynb #k049
 def check_set(
     source:str|Path, # set of faces: folder, .rec or tars; or of pairs: pairs.txt or .bin
     judge:FaceEncoder|None=None, # best one of aligned faces; without it, only files and colours are checked
@@ -379,6 +385,7 @@ def check_set(
     if kept.identities < 2: return unchecked('too few faces are without another fault')
     return findings+label_findings(kept, e[rest])
 
+# %% ../../nbs/63_analysis.check.ipynb #k050
 def findings_text(
     findings:list, # of check_set
     source:str|Path, # for the title
@@ -399,7 +406,7 @@ def save_findings(
     write_json(Path(folder)/'check.json', facts)
     account.write(Path(folder)/'dropped.txt')
 
-# %% ../../nbs/63_analysis.check.ipynb #k054
+# %% ../../nbs/63_analysis.check.ipynb #k056
 def quick_warning(
     faces:FaceSet, # that will be trained on, or some of them
     encoder:FaceEncoder|None=None, # of aligned faces, where one is at hand
@@ -417,4 +424,5 @@ def quick_warning(
         e = embed(encoder, some.images, device=device)
         found += position_findings(encoder, some, e)
     words = [f'{o.words} (as {short_repr(o.files[0])})' for o in found if o.state == 'FOUND']
-    if words: return f'{"; ".join(words)}: see cemiface check --faces {faces.root or "FACES"}' 
+    if not words: return None
+    return f'{"; ".join(words)}: see cemiface check --faces {faces.root or "FACES"}'
