@@ -19,7 +19,7 @@ from . import __version__
 from .core import CemiFaceError, graceful_signals, is_first_process, log, plain, printable, Terminated
 from .recipe import LARGEST_FLOAT, LARGEST_INT, recipes, SamplingConfig
 from .verbs import (
-    do_align, do_analyse, do_bench, do_calibrate, do_demo, do_doctor, do_generate, do_pack, do_recipes,
+    do_align, do_analyse, do_bench, do_calibrate, do_check, do_demo, do_doctor, do_generate, do_pack, do_recipes,
     do_run,
     do_study, do_suggest_m, do_train_generator, do_train_recogniser, do_unpack, do_verify)
 
@@ -181,6 +181,11 @@ VERBS = {
         f'against inquiries {COMMON}',
         special=dict(faces=dict(help=f'the set: {PHOTOS}'),
         inquiries=dict(help='inquiry of each identity (SET.inquiries)'))),
+    'check': Verb(do_check, 'what would ruin a training on a set: turned or blue faces, wrong labels, copies',
+        '--faces set --judge judge.safetensors --out checked', '', f'judge images limit out {COMMON}', 'faces pairs',
+        dict(faces=dict(help=f'the set: {PHOTOS}'), judge=dict(help='weights of a face encoder of aligned faces'),
+            limit=dict(type=natural, default=5000, help='about so many images; 0: all (5000)'),
+            out=dict(help='folder for check.json, and for dropped.txt with the files that are named'))),
     'calibrate': Verb(do_calibrate, 'measure which similarity each m achieves, and keep it in the generator',
         '--generator G --judge judge.safetensors --faces held-out --control sphere', 'generator judge faces',
         f'control limit per_face {DRAWING} {COMMON}',

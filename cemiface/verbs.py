@@ -67,6 +67,20 @@ def recipe_and_faces(
     recipe = load_recipe(a.recipe, overrides(a))
     return recipe, open_faces(a.faces, recipe.faces.size, recipe.faces.max_bad)
 
+# %% ../nbs/81_verbs.ipynb #n7397560
+def say_faults(faces, encoder=None):
+    "Log what a glance at a set of faces finds"
+    from cemiface.analysis.check import quick_warning
+    warning = quick_warning(faces, encoder)
+    if warning: log(warning)
+
+def glance(inputs, size, device):
+    "Log what a glance at the photos of a run finds, by E_id"
+    from cemiface.analysis.check import read_pictures
+    from cemiface.encoders.pretrained import load_encoder
+    encoder = load_encoder(inputs.identity_encoder)
+    say_faults(read_pictures(inputs.faces, size, limit=96).faces, encoder.to(device or encoder.device))
+
 # %% ../nbs/81_verbs.ipynb #c009
 def do_run(a):
     "All stages of a recipe"
@@ -79,6 +93,7 @@ def do_run(a):
     room = check_room(recipe, inputs, out, on_cpu(a))
     if recipe.faces.source != 'toy' and not (Path(out)/'results.json').exists():
         check_inputs(recipe, inputs)
+        glance(inputs, recipe.faces.size, device_of(a))
         log(what_it_takes(recipe, room, device_of(a) or default_device()))
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force, room.autoencoder), out)
 
@@ -166,6 +181,7 @@ def do_train_recogniser(a):
     recipe, faces = recipe_and_faces(a)
     faces.require_labels()
     require_networks(a, recipe, 'recogniser', classes=faces.identities)
+    say_faults(faces)
     net = train_recogniser(faces, recipe.recogniser, a.out, seed=recipe.seed, device=device_of(a))
     arch, dim, images, people = net.config.arch, net.config.dim, len(faces), faces.identities
     facts = dict(recogniser=str(a.out), arch=arch, dim=dim, identities=people, images=images)
@@ -375,6 +391,16 @@ def do_analyse(a):
     found, real = replace(found, leakage=leakage), leakage['nonmembers']['capacity']
     text = [str(found), f'real people: {capacity_words(real)}', '', *leakage_words(leakage), PROMISE]
     return asdict(found), '\n'.join(text)
+
+# %% ../nbs/81_verbs.ipynb #n6322177
+def do_check(a):
+    "What would ruin a training on a set"
+    from cemiface.analysis.check import check_set, findings_text, save_findings
+    from cemiface.encoders.pretrained import load_encoder
+    source, judge = a.faces or a.pairs, load_encoder(a.judge) if a.judge else None
+    findings = check_set(source, judge, a.images, a.limit or None, device_of(a))
+    if a.out: save_findings(findings, a.out)
+    return dict(set=str(source), findings=[asdict(o) for o in findings]), findings_text(findings, source)
 
 # %% ../nbs/81_verbs.ipynb #c016
 def packed_text(facts):
