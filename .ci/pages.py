@@ -49,6 +49,7 @@ def bullets(numbers):
     for sentence in re.split(r'(?<=\.) (?=\w)', numbers):
         head, _, tail = sentence.partition(': ')
         parts = tail.split('; ')
+        if ' against ' in head and ': ' not in parts[0]: head, parts = 'Comparisons', sentence.split('; ')   # a list without a heading
         yield f'- {sentence}' if len(parts) < 3 else f'- {head}:\n'+'\n'.join(f'    - {o}' for o in parts)
 
 def cells(name, text, image, up):

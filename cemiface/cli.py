@@ -80,7 +80,7 @@ OPTIONS = dict(
     m=dict(type=float, help='condition of the network, in [-1,1]'),
     similarity=dict(type=float, metavar='S', help='or: the similarity to be achieved, by a calibrated '
                                                   'generator'),
-    control=dict(choices=['scalar', 'sphere'], default='scalar', help='how m enters (scalar)'),
+    control=dict(choices=['scalar', 'sphere'], default='scalar', help='m as number or as point on a sphere (scalar)'),
     guidance=dict(type=number_in(float, 0), metavar='G',
         help='classifier-free guidance (1, or as calibrated)'),
     guidance_interval=dict(type=number_in(float, 0, 1), nargs=2, metavar=('LOW', 'HIGH'),
@@ -191,7 +191,7 @@ VERBS = {
         f'control limit per_face {DRAWING} {COMMON}',
         special=dict(generator=dict(help='folder; its model_index.json and README.md are written anew'),
             faces=dict(metavar='INQUIRIES', help=f'photos that the generator was not trained on: {PHOTOS}'),
-            control=dict(action='append', default=None, help='may be repeated (both)')))}
+            control=dict(action='append', default=None, help='may be repeated (scalar and sphere)')))}
 
 # %% ../nbs/82_cli.ipynb #n1290601
 VERBS |= {

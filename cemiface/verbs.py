@@ -386,11 +386,15 @@ def do_analyse(a):
     if inquiries: inquiries = inquiries_by_name(faces, inquiries)
     known = photos is not None and photos.identities > 1
     found = analyse(faces, judge, inquiries, None if known else photos, device=device)
+    if photos is not None and not known:
+        log('the photos of --against name no identities, so no non-members were measured; '
+            'put them into PHOTOS/IDENTITY/*.jpg for the whole comparison')
     if not known: return asdict(found), str(found)
     leakage = leakage_beside_nonmembers(faces, inquiries, photos, judge, device)
     found, real = replace(found, leakage=leakage), leakage['nonmembers']['capacity']
-    text = [str(found), f'real people: {capacity_words(real)}', '', *leakage_words(leakage), PROMISE]
-    return asdict(found), '\n'.join(text)
+    beside = [f'real people: {capacity_words(real)}'] if real else []
+    nearest = f'Nearest: {leakage["who"][0]} to {leakage["who"][1]}. Look at these two.'
+    return asdict(found), '\n'.join([str(found), *beside, '', *leakage_words(leakage), nearest, PROMISE])
 
 # %% ../nbs/81_verbs.ipynb #n6322177
 def do_check(a):

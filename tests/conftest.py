@@ -140,6 +140,12 @@ def pytest_addoption(parser):
     parser.addoption('--kills', type=int, default=5, help='kills of each kind in test_kills.py')
     parser.addoption('--kills-seed', type=int, default=0, help='decides the moments of the kills')
 
+LONG = {'test_studies.py', 'test_labs.py', 'test_cli.py', 'test_processes.py', 'test_kills.py', 'test_hostile.py', 'test_resume.py'}
+
+def pytest_collection_modifyitems(items):
+    "Files with long tests begin first: with several processes, all of them end at about the same time"
+    items.sort(key=lambda o: o.path.name not in LONG)
+
 @pytest.fixture(scope='session', autouse=True)
 def warm(): forkserver.ensure_running()                # so that the imports begin at once, beside the first tests
 

@@ -360,7 +360,7 @@ def pair_findings(
 # %% ../../nbs/63_analysis.check.ipynb #k049
 def check_set(
     source:str|Path, # set of faces: folder, .rec or tars; or of pairs: pairs.txt or .bin
-    judge:FaceEncoder|None=None, # best one of aligned faces; without it, only files and colours are checked
+    judge:FaceEncoder|None=None, # best one of aligned faces; without it, no check of positions and labels
     images:str|Path|None=None, # for pairs.txt: folder with NAME/NAME_0001.jpg
     limit:int|None=None, # about so many images at most
     device=None, # where to compute

@@ -54,17 +54,19 @@ def impostor_distribution(
     e_held=None, # embeddings of other real people, (n,d); by default the training faces themselves
     probes:int=4096, # at most so many of them, drawn at random
     device:str='cpu', # where to multiply
-)->np.ndarray: # cosines, (probes,) or fewer
+)->tuple: # cosines, (n,) with n at most `probes`; the rows of the probes, (n,)
     """How near real people come to the nearest other person among the training faces.
 
     CemiFaceError for a single person"""
     probe = e_train if e_held is None else e_held
     rows = np.sort(np.random.default_rng(0).permutation(len(probe))[:probes])
     who = (np.asarray(persons)[rows], persons) if e_held is None else None
-    cosines = known_values(nearest(probe[rows], e_train, device=device, who=who)[0])
+    cosines = nearest(probe[rows], e_train, device=device, who=who)[0]
+    known = known_rows(cosines)
+    cosines, rows = cosines[known], rows[known]
     if not len(cosines) or cosines.min() < -1.5:
         raise CemiFaceError('the nearest other person needs at least two people; add some')
-    return cosines
+    return cosines, rows
 
 # %% ../../nbs/62_analysis.leakage.ipynb #ce1b60d5
 def chance_above(
@@ -104,6 +106,7 @@ class NonMembers:
     far:float # fraction of pairs of different real people that may exceed it
     pairs:int # that it was taken from
     capacity:dict|None=None # of real people, as `capacity` returns it
+    people:list[int]|None=None # whose photo each is; None: nobody knows, and each counts by itself
 
 # %% ../../nbs/62_analysis.leakage.ipynb #ce5fd9b8
 def find_nonmembers(
@@ -119,11 +122,13 @@ def find_nonmembers(
     known = (e_held, who_held) if persons is None else (e_train, persons)
     pairs = impostor_similarities(*known, 200_000)
     far = max(1e-4, 1/len(pairs))
-    cosines = impostor_distribution(e_train, persons, e_held, device=device)
+    cosines, rows = impostor_distribution(e_train, persons, e_held, device=device)
+    whose = persons if e_held is None else who_held
+    people = None if whose is None else np.unique(np.asarray(whose)[rows], return_inverse=True)[1].tolist()
     who = 'the other training people' if e_held is None else 'people of the verification pairs'
     rounded = [round(v, 5) for v in cosines.tolist()]
     room = capacity(known[0][first_faces(known[1])])
-    return NonMembers(rounded, who, far_threshold(pairs, far), far, len(pairs), room)
+    return NonMembers(rounded, who, far_threshold(pairs, far), far, len(pairs), room, people)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c5ef9544
 def leakage_report(
@@ -139,7 +144,7 @@ def leakage_report(
     def fraction_above(cosines): return float((known_values(cosines) > threshold).mean())
     def beside_nonmembers(cosines, who=None):
         "How near faces come to their nearest training face"
-        compared = chance_above(cosines, level, who)
+        compared = chance_above(cosines, level, who, nonmembers.people)
         above, cosines = fraction_above(cosines), known_values(cosines)
         return dict(faces=len(cosines), mean=float(cosines.mean()), max=float(cosines.max()), above=above,
                     excess=above-fraction_above(level), nearer=compared['auc'], ci95=compared['ci95'],
@@ -156,7 +161,7 @@ def leakage_report(
                          above=fraction_above(cosines[mine]), inquiry=float(cosines_q[k]),
                          inquiry_train=int(at_q[k])))
     return dict(threshold=threshold, generated=beside_nonmembers(cosines, labels),
-                inquiries=beside_nonmembers(cosines_q), real=beside_nonmembers(level),
+                inquiries=beside_nonmembers(cosines_q), real=beside_nonmembers(level, nonmembers.people),
                 identities=rows, cosine=cosines, nearest=at)
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c27bb7f2
@@ -244,11 +249,11 @@ def leakage_words(
     "How near a set comes to the training photos, in plain words"
     level, inquiries = leak['nonmembers'], leak['inquiries']
     words = [
-        f'Every face was compared with every photo that the generator was trained on ({leak["judge"]}). '
+        f'Every face was compared with every training photo ({leak["judge"]}). '
         f'The threshold is a cosine of {leak["threshold"]:.2f}, '
         f'which at most one of {1/leak["far"]:,.0f} pairs of different real people exceeds. '
         f'The non-members are {level["faces"]:,} photos of {level["who"]}, measured in the same way.',
-        f'Faces: to the nearest training photo {leak["mean"]:.3f} on average, '
+        f'Faces: cosine to the nearest training photo {leak["mean"]:.3f} on average, '
         f'at most {leak["q99"]:.3f} for 99 of 100 (non-members {level["mean"]:.3f} and {level["q99"]:.3f}). '
         f'{_comparison_words(leak, level)}']
     if inquiries:
@@ -263,7 +268,7 @@ beside how often it takes non-members for them.
 What it does not: that nobody is recognised, by people or by another recogniser; that nothing else can be
 learned about the training photos from the faces or from the generator; or that the set is anonymous. Wrong
 labels among the training photos make non-members look nearer than they are. The largest cosine of a set says
-little, because it grows with the number of photos."""
+little, because it grows with the number of photos. A wide interval proves nothing."""
 
 # %% ../../nbs/62_analysis.leakage.ipynb #c952a0aa
 @dataclass

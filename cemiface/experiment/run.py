@@ -52,7 +52,7 @@ from .report import (
 def check_recipe(
     r:Recipe, # to be run
     trained:bool=False, # is there a generator already?
-    autoencoder:Autoencoder|None=None, # whose latents are denoised, where they are
+    autoencoder:Autoencoder|None=None, # whose latents are denoised; None: pixels are denoised
 ):
     "Raise CemiFaceError where values of the recipe do not fit each other"
     check_steps(r.sampling.steps, r.schedule.steps)
@@ -71,7 +71,7 @@ def check_files(
 ):
     "Raise CemiFaceError where a file that was given is absent or of no use"
     for key, path in asdict(i).items():
-        if path and key in ('pairs', 'images') and not Path(path).exists():              # others are opened
+        if path and key in ('pairs', 'images') and not Path(path).exists():              # the rest is opened
             raise CemiFaceError(f'--{key.replace("_", "-")} {path} does not exist; check the path')
     with muted():                                                  # the stages will tell what is left out
         photos = Counter(o.identity for o in scan(i.faces))
@@ -217,7 +217,7 @@ def precision_kept(
     ctx, # Context of the run
     pipe:CemiFacePipeline, # on the device of the run
 )->CemiFacePipeline: # itself
-    "What the machine decided for `auto` holds for all sets of a run, however often it is started again"
+    "The precision that `auto` came to holds for all sets of a run, however often it is started again"
     if ctx.recipe.sampling.precision == 'auto':
         found = stage(ctx, 'precision', (pipe, ctx.device), drawing_precision, pipe, 'auto')
         pipe.auto_precision = {pipe.device.type: found}
@@ -287,7 +287,7 @@ def load_or_choose_inquiries(
     pipe, # CemiFacePipeline
     people:People, # training faces and pairs
 )->FaceSet: # one face per identity
-    "As many as the largest volume has identities, or as there are; raises CemiFaceError for fewer than two"
+    "As many faces as the largest volume has identities, or as pass; raises CemiFaceError for fewer than two"
     r, cfg, encoder, home = ctx.recipe, ctx.recipe.inquiries, pipe.identity_encoder, ctx.out/'inquiries'
     n = len(union_of(volumes_of(r)))
     given = [candidate_faces(ctx, pipe, people, n)] if ctx.inputs.inquiries and cfg.source == 'faces' else []
@@ -452,7 +452,7 @@ def measure_set(
     encoders:Encoders, # of which the judge looks at the set
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict: # a row of results.json; gap_to_real is added later
-    "Train and verify recognisers on a set joined by copies of its inquiries, and let the judge look at it"
+    "Train and verify recognisers on a set joined by copies of its inquiries, and measure it with the judge"
     r, o, full = ctx.recipe, compared, compared.faces
     if o.inquiries: full = full.with_copies(o.inquiries, r.generation.copies)
     def train_and_verify(seed):
@@ -507,7 +507,7 @@ def write_figures(
     same, # which verification pairs show one person, bool (n,)
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict[str, bytes]: # name -> PNG
-    "Draw and write the figures, and the data of each beside it; of several volumes the recipe's own is shown"
+    "Draw and write the figures, and the data of each beside it; further volumes are not shown"
     shown, faces = [r for r in results['sets'] if not r['volume']], {o.name: o.faces for o in sets}
     made = [r for r in shown if r['kind'] == 'generated']
     curves = {set_label(r): (kept_cosines(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
@@ -553,7 +553,7 @@ def write_cards(
     results, # of the run
     pipe, # CemiFacePipeline
 ):
-    "A README.md beside every generated set; a generator trained here notes the leakage of its nearest set"
+    "A README.md beside every generated set; that of a generator trained here notes their largest leakage"
     made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     for r in made: write_text(ctx.out/'sets'/r['name']/'README.md', set_card(r, results))
     if made and not ctx.trained:

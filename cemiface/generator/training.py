@@ -196,12 +196,12 @@ def step_loss(
 
     if not (config.lam or config.lam_late): return mse, dict(loss=mse.detach(), mse=mse.detach())
 
-    # who is on the clean faces that it implies (Eq 10)
+    # similarity of the clean faces that it implies to their inquiries (Eq 10)
     k = batch.matched
     e_pred = identity_encoder(predict_x0(scheduler, prediction[k], noisy[k], timesteps[k]))
     similarity = cosine_to(batch.e[k], e_pred)
 
-    # similarity matching (Eq 13): at late timesteps the inquiry at similarity m, or the point on the sphere
+    # similarity matching (Eq 13): at large timesteps the inquiry at similarity m, or the point on the sphere
     if control == 'scalar': met, goal = similarity, batch.m[k]
     else: met, goal = cosine_to(e[k], e_pred), torch.ones_like(similarity)
     noise, distance = noise_fraction(scheduler, timesteps[k]), DISTANCES[config.distance]
@@ -354,7 +354,7 @@ class NonFinite:
         return bad
 
     def check(self, steps:int): # done
-        "Raises CemiFaceError when there were too many, or no others"
+        "Raises CemiFaceError when too many steps were left out, or all of them"
         if self.count <= self.limit and self.count < steps: return
         step = int(self.last)
         raise CemiFaceError(f'{int(self.count)} steps had no finite gradient, the last one step {step+1} '
