@@ -29,7 +29,7 @@ def number_in(kind, lo, hi=None):
     most = hi if hi is not None else LARGEST_INT if kind is int else LARGEST_FLOAT
     def parse(text):
         value = kind(text)
-        if lo <= value <= most: return value                   # what is no number is outside, too
+        if lo <= value <= most: return value                   # NaN is outside, too
         raise argparse.ArgumentTypeError(f'{text} is outside [{lo}, {"inf)" if hi is None else f"{hi}]"}')
     parse.__name__ = 'whole number' if kind is int else 'number'
     return parse
@@ -105,7 +105,7 @@ OPTIONS |= dict(
     ijb=dict(nargs='+', default=[], metavar='DIR', help='IJB-B or IJB-C: folder with meta/ and loose_crop/'),
     folds=dict(type=some, help='instead of those of pairs.txt, or the 10 of a .bin'),
     limit=dict(type=some, default=100, help='at most so many inquiries (100)'),
-    per_face=dict(type=some, default=2, help='faces drawn of each at every m (2)'),
+    per_face=dict(type=some, default=2, help='faces drawn from each at every m (2)'),
     work=dict(metavar='WORK,...', help='of train, sample, generate, recogniser, embed (all)'),
     size=dict(type=number_in(int, 8, 1024), help='side of the faces in pixels'),
     compare=dict(choices=['naive'], help='beside the straightforward version'),
@@ -189,7 +189,7 @@ VERBS = {
     'calibrate': Verb(do_calibrate, 'measure which similarity each m achieves, and keep it in the generator',
         '--generator G --judge judge.safetensors --faces held-out --control sphere', 'generator judge faces',
         f'control limit per_face {DRAWING} {COMMON}',
-        special=dict(generator=dict(help='folder; its model_index.json and README.md are written anew'),
+        special=dict(generator=dict(help='folder; its model_index.json and README.md are written again'),
             faces=dict(metavar='INQUIRIES', help=f'photos that the generator was not trained on: {PHOTOS}'),
             control=dict(action='append', default=None, help='may be repeated (scalar and sphere)')))}
 

@@ -317,8 +317,8 @@ def check_version(
     "Refuse what a later cemiface wrote. Raises CemiFaceError"
     v = d.get('format_version', FORMAT_VERSION)
     if type(v) is not int or v < 1:
-        raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number above 0; write it anew')
-    if nested(d, 50): raise CemiFaceError(f'{path} has more than 50 levels of tables and lists; write it anew')
+        raise CemiFaceError(f'{path} has format_version {v!r}, which is no whole number above 0; write it again')
+    if nested(d, 50): raise CemiFaceError(f'{path} has more than 50 levels of tables and lists; write it again')
     if v > FORMAT_VERSION:
         raise CemiFaceError(f'{path} has format_version {v}, but this cemiface knows up to {FORMAT_VERSION}; '
                             'update cemiface')
@@ -366,9 +366,9 @@ def read_json(
     text = read_text(path, kind, LARGEST_JSON)
     try: d = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise CemiFaceError(f'{path} is no {kind}: broken JSON ({e}); write it anew') from None
+        raise CemiFaceError(f'{path} is no {kind}: broken JSON ({e}); write it again') from None
     if not isinstance(d, dict):
-        raise CemiFaceError(f'{path} is no {kind}: a JSON object is expected; write it anew')
+        raise CemiFaceError(f'{path} is no {kind}: a JSON object is expected; write it again')
     check_version(d, path)
     return d
 

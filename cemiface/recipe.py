@@ -367,7 +367,7 @@ class GeneratorParts:
 @dataclass
 class InquiryConfig:
     "Which faces become identities (section `inquiries` of a recipe)"
-    source:str = setting('faces', 'given faces; synthetic: drawn without a condition; sampled: drawn of '
+    source:str = setting('faces', 'given faces; synthetic: drawn without a condition; sampled: drawn from '
         'points among the training embeddings', choices=['faces', 'synthetic', 'sampled'])
     identities:int = setting(10_000, 'how many to keep', lo=2, hi=10**7)
     threshold:float = setting(.3, 'every pair of inquiries is less similar than this, by E_id', above=-1,
@@ -404,7 +404,7 @@ class SamplingConfig:
 @dataclass
 class GenerationConfig:
     "How many faces a set holds, and their format (section `generation` of a recipe)"
-    per_identity:int = setting(50, 'faces drawn of each inquiry', lo=1)
+    per_identity:int = setting(50, 'faces drawn from each inquiry', lo=1)
     copies:int = setting(5, 'copies of the inquiry added to each identity when a recogniser is trained', lo=0)
     image_format:str = setting('png', 'file format of the faces', choices=['png', 'jpg'])
 

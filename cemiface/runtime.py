@@ -227,7 +227,7 @@ def try_compile(
     module._compiled_call_impl = None
     if before:
         raise CemiFaceError(f'{what} was begun with torch.compile, which does not work here ({failures[0]}); '
-                            'go on where it works, or begin anew')
+                            'go on where it works, or start again')
     log(f'torch.compile does not work here ({failures[0]}); going on without it')
     return False
 

@@ -151,7 +151,7 @@ def test_forced_call_that_fails_changes_nothing(cemiface, finished, tmp_path):
 def test_first_call_that_fails_binds_nothing(cemiface, finished, tmp_path):
     args = ['generate', '--generator', finished.generator, '--inquiries', finished.inquiries, '--identities', 2, '--per-identity', 2, '--m', 0,
         '--steps', 2, '--batch', 2, '--threshold', 1, '--out', 'set']
-    refused(cemiface(*args, '--guidance', '1e30'), 'the generator drew what is no number')
+    refused(cemiface(*args, '--guidance', '1e30'), 'the generator drew NaN or infinity')
     assert not pictures(tmp_path/'set')
     assert cemiface(*args).code == 0
     refused(cemiface(*args, '--guidance', 2), 'guidance = 1.0 where 2.0 is asked for')

@@ -160,7 +160,7 @@ def read_groups(
     "Groups of people from a file; CemiFaceError naming what is missing, or in two groups"
     text = io.StringIO(read_text(path, 'file of groups'), newline='')
     try: rows = list(csv.DictReader(text))
-    except csv.Error as e: raise CemiFaceError(f'{path} is no CSV ({e}); write it anew') from None
+    except csv.Error as e: raise CemiFaceError(f'{path} is no CSV ({e}); write it again') from None
     if not rows or not {'identity', 'group'} <= set(rows[0]):
         raise CemiFaceError(f'{path} should be CSV with the columns identity and group')
     known = {}
@@ -185,7 +185,7 @@ def by_group(
     who:np.ndarray, # identity of each, (n,)
     other:np.ndarray|None=None, # the second identity, of a pair, (n,)
 )->list[dict]: # group, count, identities, mean, ci95; one row a group, sorted
-    "Means by group, with intervals for which people are drawn anew"
+    "Means by group, with intervals for which people are resampled"
     values, other, rows = np.asarray(values, np.float64), who if other is None else other, []
     known = ~np.isnan(values)
     for g in np.unique(groups[known]):

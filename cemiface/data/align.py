@@ -47,7 +47,7 @@ def similarity_transform(
     "Turn, scale and shift of least squared error. Raises CemiFaceError when all points coincide"
     z, w = np.asarray(src, float) @ [1, 1j], np.asarray(dst, float) @ [1, 1j]
     if not 0 < z.var() < np.inf:
-        raise CemiFaceError('the landmarks coincide or are no numbers, so nothing can be aligned by them')
+        raise CemiFaceError('the landmarks coincide or are NaN, so nothing can be aligned by them')
     (a, b), *_ = np.linalg.lstsq(np.c_[z, np.ones(len(z))], w)
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 

@@ -364,7 +364,7 @@ def scan_manifest(
             if not isinstance(row, dict):
                 if not line.endswith(b'\n'): break  # torn by a kill
                 raise CemiFaceError(f'{path} line {number} is no manifest line; '
-                                    'remove it or generate the set anew')
+                                    'remove it or generate the set again')
             check_version(row, f'{path} line {number}')
             yield start, row
             start += len(line)

@@ -101,7 +101,7 @@ def prelu_residual(
     s:int, # stride
     t:int, # expansion
 )->InvertedResidual: # (b,ni,h,w) -> (b,no,h/s,w/s)
-    "An inverted residual with PReLU, its layers in one flat sequence as others' checkpoints have them."
+    "An inverted residual with PReLU, its layers in one flat sequence as in published checkpoints."
     block = InvertedResidual(ni, no, s, t)
     (conv1, bn1, _), (conv2, bn2, _), conv3, bn3 = block.conv
     block.conv = nn.Sequential(conv1, bn1, nn.PReLU(ni*t), conv2, bn2, nn.PReLU(ni*t), conv3, bn3)

@@ -43,7 +43,7 @@ MAX_SIDE, MAX_DIM = 2048, 2**20                        # pixels of a face, numbe
 WEIGHT_TYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 def is_counter(key): # of a tensor
-    "Whether it counts batches, which means nothing in evaluation, so that it may hold anything or be absent."
+    "Whether it is batch norm's counter of batches, which evaluation does not use, so any value, or none, is accepted."
     return key.endswith('num_batches_tracked')
 
 def check_weights(
@@ -53,11 +53,11 @@ def check_weights(
     "CemiFaceError names the first tensor without finite numbers."
     for k,v in state.items():
         if is_counter(k): continue
-        if v.is_meta: raise CemiFaceError(f'{path} lacks {k}; get it anew')
+        if v.is_meta: raise CemiFaceError(f'{path} lacks {k}; get it again')
         if v.dtype not in WEIGHT_TYPES:
             raise CemiFaceError(f'{path}: {k} holds {v.dtype}; weights are float16, 32, 64 or bfloat16')
         if not v.float().isfinite().all():             # also where a float64 is too large for a float32
-            raise CemiFaceError(f'{path} is spoilt: {k} holds what is no number; get it anew')
+            raise CemiFaceError(f'{path} is damaged: {k} holds NaN or infinity; get it again')
 
 def are_numbers(values, n, kind): # what should be so many numbers; their class
     "Whether a list holds so many finite numbers."
@@ -79,7 +79,7 @@ def check_settings(dim, height, width, crop, colour, mean, std): # of FaceEncode
 
 # %% ../../nbs/21_encoders.pretrained.ipynb #ce79ad70
 class FaceEncoder(ModelMixin, ConfigMixin):
-    "A frozen network from faces to embeddings that owns its input size, colour order and normalisation."
+    "A frozen network that turns faces into embeddings and applies its own input size, colour order and normalisation."
     @register_to_config
     def __init__(self,
         arch:str='toy', # a key of ARCHS, or an import path that the user named
@@ -209,7 +209,7 @@ def embed(
 def of_one_colour(
     images:np.ndarray, # (n,3,h,w), bytes or floats, may be a memory map
 )->np.ndarray: # bool (n,)
-    "Which images have one colour throughout, and so show no face. Most are told by one row of pixels."
+    "Which images have one colour throughout, and so show no face. For most images one row of pixels decides."
     row = images[:, :, images.shape[2]//2]
     found = (row==row[..., :1]).all((1, 2))
     for i in np.flatnonzero(found): found[i] = (images[i]==images[i][:, :1, :1]).all()
@@ -262,7 +262,7 @@ def unpickle(
     path, # written by torch.save
 ): # what it holds, an empty dictionary for every object of a training framework
     "Read a file of torch.save without running code; pickle.UnpicklingError where that can't be."
-    if zipfile.is_zipfile(path):                       # torch.save does not compress: anybody may have
+    if zipfile.is_zipfile(path):                       # torch.save itself does not compress
         with zipfile.ZipFile(path) as z: size = sum(o.file_size for o in z.infolist())
         if size > path.stat().st_size:
             raise CemiFaceError(f'{path} is compressed and would take {size/1e9:.1f} GB; '
@@ -435,13 +435,13 @@ def encoder_with(
     for name in ('mean', 'std'):
         ours, theirs = getattr(encoder, f'pixel_{name}'), weights.get(f'pixel_{name}')
         if theirs is not None and not torch.allclose(ours, theirs.float()):
-            raise CemiFaceError(f'{path}: {name} of the settings is not that of the weights; get both anew')
+            raise CemiFaceError(f'{path}: {name} of the settings is not that of the weights; get both again')
     encoder.load_state_dict(weights, strict=False)
     rng = torch.Generator().manual_seed(0)
     try: e = encoder(torch.rand(2, 3, encoder.config.height, encoder.config.width, generator=rng)*2-1)
     except Exception as e: raise CemiFaceError(f'{wrong}: {no_network}') from e
     if not (e.isfinite().all() and e.any(1).all()) or e[0].equal(e[1]):
-        raise CemiFaceError(f'{path} is spoilt: it makes no embeddings of faces; get it anew')
+        raise CemiFaceError(f'{path} is damaged: it makes no embeddings of faces; get it again')
     return encoder
 
 def weights_file(

@@ -346,7 +346,7 @@ def html_leakage(
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
             'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
             'non-members: the chance that a face is nearer to its nearest training photo than a non-member '
-            'to its own, with a 95% interval for which identities are drawn anew; 0.5 is no difference.</p>'
+            'to its own, with a 95% interval for which identities are resampled; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #n2293919
@@ -396,7 +396,7 @@ def html_training(
 def training_html(
     recipe, # Recipe of the run
     rows:dict[str, bytes], # label -> JPEG
-)->str: # one self-contained page, which loads itself anew every minute
+)->str: # one self-contained page, which reloads itself every minute
     "The report of a run whose generator is still in training"
     name, about = html.escape(recipe.name), html.escape(recipe.about)
     return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">

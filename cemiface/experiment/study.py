@@ -433,7 +433,7 @@ def markdown_of(
 {table}{source}
 
 *Method.* {study.method} {accuracies};
-{deviation}intervals of differences are 95%, pairs, people and seeds drawn anew.
+{deviation}intervals of differences are 95%, pairs, people and seeds resampled.
 Similarities are by {facts["judge"]}. {recipe}, {facts["precision"]}, {facts["hardware"]}.
 
 ```sh

@@ -92,14 +92,14 @@ def encode(self:Autoencoder,
 @patch
 def decode(self:Autoencoder,
     z:Tensor, # latents, (b,channels,h,w), as `encode` gives them
-    strict:bool=False, # refuse what is no number, which makes a GPU wait?
+    strict:bool=False, # refuse NaN and infinite values? the check makes a GPU wait
 )->Tensor: # faces, float32 (b,3,h*factor,w*factor), RGB in [-1,1]
-    "Faces from latents; CemiFaceError for what is no number, where that is asked for."
+    "Faces from latents; with `strict`, CemiFaceError for NaN or infinite values."
     out = self.frozen().decode(z.to(self.net.dtype))
     out = (out if isinstance(out, Tensor) else out.sample).float()
     if not strict or out.isfinite().all(): return out.clamp(-1, 1)     # which makes infinity black or white
-    raise CemiFaceError(f'the autoencoder {self.name} makes faces that are no numbers; '
-                        'the latents do not fit it, or it is spoilt: get both anew')
+    raise CemiFaceError(f'the autoencoder {self.name} makes faces with NaN or infinity; '
+                        'the latents do not fit it, or it is damaged: get both again')
 
 @patch(as_prop=True)
 def fingerprint(self:Autoencoder)->str:
@@ -171,7 +171,7 @@ def untrained(config, at):
         return cls.from_config({k: v for k,v in config.items() if k in cls._get_init_keys(cls)})
     except Exception as e:                             # diffusers fails in many ways
         why = f' ({e})' if isinstance(e, CemiFaceError) else ''
-        raise CemiFaceError(f'{at} describes no {name} that diffusers can make{why}; get it anew') from e
+        raise CemiFaceError(f'{at} describes no {name} that diffusers can make{why}; get it again') from e
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #n8689537
 def filled(make, state, path, name):
@@ -301,13 +301,13 @@ def in_batches(compute, x, batch):
 
 @torch.inference_mode()
 def encode_faces(autoencoder, images, mirror=False):
-    "Latents of uint8 images or of their mirror images, float16; CemiFaceError where one is no number"
+    "Latents of uint8 images or of their mirror images, float16; CemiFaceError where float16 cannot hold one"
     def encode(u8):
         x = to_float(u8.to(autoencoder.device))
         return autoencoder.encode(x.flip(-1) if mirror else x).cpu()
     z = in_batches(encode, torch.tensor(np.ascontiguousarray(images)), ENCODING_BATCH).half().contiguous()
     if z.isfinite().all(): return z.numpy()
-    raise CemiFaceError(f'the autoencoder {autoencoder.name} gives latents that are no numbers of float16; '
+    raise CemiFaceError(f'the autoencoder {autoencoder.name} gives latents that float16 cannot hold; '
                         'choose another one')
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #ce0ea2c5

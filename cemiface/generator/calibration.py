@@ -29,10 +29,10 @@ class Calibration:
     std:list[float] # its standard deviation over faces
     error:float # mean distance of one half of the inquiries from the curve of the other half
     inquiries:int # how many
-    per_face:int # faces drawn of each at a level
-    judge:str # fingerprint of who measured
-    generator:str # fingerprint of whose faces
-    steps:int # sampling steps with which they were drawn, and so on
+    per_face:int # faces drawn from each at a level
+    judge:str # fingerprint of the judge
+    generator:str # fingerprint of the generator's weights
+    steps:int # sampling steps; this and the next three say how the faces were drawn
     eta:float
     guidance:float
     similarity_guidance:float
@@ -109,7 +109,7 @@ def calibrate(
     judge:FaceEncoder, # that took no part in its training
     control:str='scalar', # `scalar` or `sphere`
     levels=LEVELS, # of m
-    per_face:int=2, # faces drawn of each inquiry at each level
+    per_face:int=2, # faces drawn from each inquiry at each level
     sampling:SamplingConfig=SamplingConfig(), # how they are drawn
     seed:int=0, # decides noise and directions
 )->Calibration:

@@ -173,7 +173,7 @@ def __call__(self:CemiFacePipeline,
     faces, # inquiry faces of any size: a FaceSet, a tensor (n,3,h,w) in [-1,1], an array of bytes, or PIL images
     m:float|None=None, # condition of the network, in [-1,1]
     similarity:float|None=None, # or: the cosine that should come out, within the reach of the control
-    num_images_per_face:int=1, # faces drawn of each inquiry
+    num_images_per_face:int=1, # faces drawn from each inquiry
     num_inference_steps:int=20, # steps of the scheduler
     eta:float=0., # noise added again by DDIM, 0 (none) to 1
     guidance_scale:float=1., # above 1, away from the unconditional prediction
@@ -398,7 +398,7 @@ def check_part(
 ): # the part as its config.json describes it, without memory
     "Raises CemiFaceError where weights do not fit their config.json, or are no finite numbers"
     config, files = read_json(folder/'config.json', 'part of a generator'), sorted(folder.glob('*.safetensors'))
-    if not files: raise CemiFaceError(f'{folder} lacks its weights, a .safetensors file; get the generator anew')
+    if not files: raise CemiFaceError(f'{folder} lacks its weights, a .safetensors file; get the generator again')
     state = {k: v for file in files for k, v in read_tensors(file).items()}
     try:
         with planned(state): plan = cls.from_config(config)
@@ -486,7 +486,7 @@ def check_parts(
         known = pipe.config.trained.get(fact)
         if known and known != getattr(getattr(pipe, part), 'fingerprint', None):
             log(f'{path}: the {part} in it is not the one that it was trained with, so its faces are others; '
-                'put that back, or train anew')
+                'put that back, or train again')
     weights, kept = pipe.weights_fingerprint, pipe.config.calibrations
     stale = [control for control, c in pipe.calibrations.items() if c.generator != weights]
     if stale:
@@ -504,7 +504,7 @@ def load_generator(
     try: return check_parts(CemiFacePipeline.from_pretrained(path), path)
     except Exception as e:
         if isinstance(e, CemiFaceError) and str(path) in str(e): raise
-        raise CemiFaceError(f'{path} cannot be read as a generator ({in_short(e)}); get it anew') from e
+        raise CemiFaceError(f'{path} cannot be read as a generator ({in_short(e)}); get it again') from e
     finally: enable_progress_bar()
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c051

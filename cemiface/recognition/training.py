@@ -319,7 +319,7 @@ class EpochLog(Callback):
         self.total = self.total + self.loss.detach()
         if self.iter % 20 == 0: self.checked_total()   # not at every step: an accelerator has to wait for it
     def checked_total(self)->float: # sum of the epoch's losses
-        "Raises CemiFaceError where a loss was no number"
+        "Raises CemiFaceError where a loss is NaN or infinite"
         total = float(reduce(self.total, 'mean'))      # over the processes, which must all end together
         if math.isfinite(total): return total
         raise CemiFaceError(f'the loss of the recogniser is no longer a number in epoch {self.epoch+1}; '
@@ -453,7 +453,7 @@ def fit_recogniser(
 )->FaceEncoder: # frozen, in evaluation mode
     """Train by the recipe's schedule, with fastai's progress bar when standard error is a terminal.
 
-    Raises CemiFaceError if the loss is no number."""
+    Raises CemiFaceError if the loss is NaN or infinite."""
     loader = learn.dls.train
     if loader.rank or os.environ.get('CEMIFACE_QUIET') or not sys.stderr.isatty():
         learn.remove_cbs(ProgressCallback)
@@ -530,7 +530,7 @@ def train_recogniser(
 )->FaceEncoder: # frozen, in evaluation mode
     """Train, resume or load the recogniser of a set.
 
-    Raises CemiFaceError for a bad set, a loss that is no number, or another run's folder."""
+    Raises CemiFaceError for a bad set, a loss that is NaN or infinite, or another run's folder."""
     cfg, device = getattr(cfg, 'recogniser', cfg), device or default_device()
     if out is None: return fit_recogniser(recogniser_learner(faces, cfg, pairs, seed, device), cbs=cbs)
     decides = asdict(cfg)

@@ -55,7 +55,7 @@ def score_pairs(
     e = mirror_sum(embed_set(encoder, pairs, cache, device))
     if not np.isfinite(e).all():
         raise CemiFaceError(f'{pairs.name}: the face encoder {encoder.config.arch} makes embeddings '
-                            'that are no numbers; get it anew')
+                            'with NaN or infinity; get it again')
     return pair_similarities(e, pairs)
 
 # %% ../../nbs/50_recognition.verification.ipynb #c6cbc262
@@ -156,7 +156,7 @@ def bootstrap_interval(
     seed=0, # of them
     level=.95, # coverage
 )->tuple: # (lo, hi)
-    "Percentile interval of the mean when people, not pairs, are drawn anew."
+    "Percentile interval of the mean when people, not pairs, are resampled."
     rng, values = np.random.default_rng(seed), np.asarray(values, np.float64)
     return tuple(_percentiles([w @ values for w in _pair_weights(person_left, person_right, n, rng)], level))
 
@@ -170,7 +170,7 @@ def paired_difference(
     seed=0, # of them
     level=.95, # coverage
 )->dict: # difference, lo, hi (positive where a is better), p (None below six replicates), replicates
-    "How much better a set is than another one, with generators, recognisers and people drawn anew"
+    "How much better a set is than another one, with generators, recognisers and people resampled"
     from scipy.stats import permutation_test           # slow to import
     d = np.array(np.subtract(a, b, dtype=np.float64), ndmin=3)
     g, s, _ = d.shape
@@ -200,7 +200,7 @@ class Verification:
     name:str # of the pair set
     accuracy:float=None # mean over folds, a fraction; this and the next four are None for templates
     std:float=None # standard deviation over folds
-    ci95:list=None # [lo, hi], interval of the accuracy when people are drawn anew
+    ci95:list=None # [lo, hi], interval of the accuracy when people are resampled
     folds:int=None # how many
     threshold:float=None # squared distance, mean over folds
     tar_at_far:dict=None # TAR, each under its FAR as text

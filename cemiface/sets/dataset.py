@@ -147,7 +147,7 @@ def numbered_rows(
         if wrong is None: yield at, row
         else:
             raise CemiFaceError(f'{manifest} is damaged: {wrong} = {json.dumps(row.get(wrong))[:40]} in its line at '
-                                f'byte {at} should be a whole number; remove the line, and its face is drawn anew')
+                                f'byte {at} should be a whole number; remove the line, and its face is drawn again')
 
 # %% ../../nbs/41_sets.dataset.ipynb #n9967107
 def is_line(
@@ -179,7 +179,7 @@ def faces_on_disk(
                                     'choose another folder')
             if row.get('file') != file.as_posix() or record and place is not None and not is_line(row, record):
                 raise CemiFaceError(f'{manifest} is damaged: the line of identity {identity}, index {index} was changed; '
-                                    'remove it, and its face is drawn anew')
+                                    'remove it, and its face is drawn again')
             if place is not None: have[place] = is_there(out/file)
     return have
 

@@ -200,7 +200,7 @@ def returning_as(
     sampling:SamplingConfig=SamplingConfig(), # how faces are drawn
     most:int=256, # draw of so many of them, evenly chosen
 )->Callable: # of faces, uint8 (n,3,h,w), and their cosines to their points (n,) -> bool (n,)
-    "Accepts drawn faces that return as well as those of other people, without their worst quarter"
+    "Accepts drawn faces whose cosine is at least the lower quartile of that of other people's faces"
     some, request = e[::-(-len(e)//most)], draw_again(seed, sampling)
     level = np.nanquantile(draw_each(pipe, some, request, 'held-out people')[1], .25)
     return lambda drawn, cosines: cosines >= level
