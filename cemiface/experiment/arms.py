@@ -27,7 +27,7 @@ from ..generator.autoencoder import Autoencoder
 from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
 from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
-from ..sets.inquiries import choose_inquiries, draw_unconditional, write_inquiries
+from ..sets.inquiries import choose_inquiries, drawn_candidates, write_inquiries
 from ..sets.dataset import make_set
 from ..recognition.verification import fold_accuracy, score_pairs
 from ..recognition.training import augment, train_recogniser
@@ -246,15 +246,16 @@ def low_quality(
 # %% ../../nbs/74_experiment.arms.ipynb #cb7c43ed
 def other_candidates(
     lab,
-    kind, # other or synthetic
+    kind, # other, synthetic or sampled
     number, # of the generator
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which other inquiries are chosen"
     recipe, toy = lab.recipe, lab.recipe.toy
     n = toy.candidates if recipe.faces.source == 'toy' else 0
-    if kind == 'synthetic':
-        n = max(n, 8*recipe.inquiries.identities)
-        return draw_unconditional(pipeline_of(lab, '', number), n, recipe.seed, recipe.sampling)
+    if kind in ('synthetic', 'sampled'):
+        config = replace(recipe.inquiries, source=kind, drawn=max(n, 8*recipe.inquiries.identities))
+        return drawn_candidates(pipeline_of(lab, '', number), config, len(lab.inquiries), lab.train,
+            lab.pairs.images, recipe.seed, recipe.sampling, lab.out/'cache')
     if n: return toy_faces(n, 1, recipe.faces.size, toy.seed, FIRST_PERSON['candidates']+n).images
     return lab.train.images[np.random.default_rng(recipe.seed+1).permutation(len(lab.train))]
 
@@ -271,12 +272,12 @@ def augmented_inquiries(lab)->np.ndarray: # uint8 (identities*per_identity,3,h,w
 @remembered
 def inquiries_of(
     lab:Lab,
-    kind:str, # given, other, synthetic, low quality or augmented
+    kind:str, # given, other, synthetic, sampled, low quality or augmented
     number:int, # of the generator
 )->FaceSet: # one face per identity; of the augmented ones, as many as faces are drawn of it
     "Inquiries of one kind; raises CemiFaceError where fewer than two candidates are unlike each other"
     recipe, given = lab.recipe, lab.inquiries
-    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind == "synthetic" else ""}'
+    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind in ("synthetic", "sampled") else ""}'
     if kind == 'given': return given
     if kind == 'low quality': return write_inquiries(low_quality(given.images, recipe.seed), home)
     if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)

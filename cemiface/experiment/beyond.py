@@ -27,7 +27,8 @@ from ..encoders.pretrained import embed, embed_set, FaceEncoder
 from ..generator.autoencoder import Autoencoder, reconstructions
 from ..recognition.verification import (
     fold_accuracy, mirror_sum, pair_similarities, paired_difference)
-from ..analysis.similarity import identity_centres, set_embeddings, set_roc
+from ..analysis.similarity import (
+    capacity, first_faces, identity_centres, set_embeddings, set_roc)
 from cemiface.analysis.variety import (
     by_group, nuisance_probe, nuisance_variety, PREDICTORS, read_groups, residual_variety, suggest,
     toy_groups)
@@ -315,6 +316,26 @@ def conclude_leakage(evidence):
 # %% ../../nbs/77_experiment.beyond.ipynb #c95a899f
 LEAKAGE = load_study('leakage', conclude_leakage)
 
+# %% ../../nbs/77_experiment.beyond.ipynb #n1534006
+def add_impostors(evidence):
+    "How often the judge takes the first faces of two people for one"
+    for role, arm in evidence.arms.items():
+        labels = faces_of(evidence.lab, arm).labels
+        room = capacity(judge_embeddings(evidence.lab, arm)[first_faces(labels)])
+        if room: evidence.rows[role] |= dict(impostors=room['rate'], room=room['capacity'])
+
+def conclude_sources(evidence):
+    "Without photos as inquiries, a set may lose three points at most"
+    add_impostors(evidence)
+    _, words, family = better(evidence, [('given', role) for role in ('synthetic', 'sampled')])
+    held = jointly(*(surely_above(.03-c['hi'], .03-c['lo']) for c in family))
+    says = f'''{words} Held if given inquiries are at most three points better than either, interval and all;
+        false if they are more than that.'''
+    return Finding(held, says, bars(evidence.table), family)
+
+# %% ../../nbs/77_experiment.beyond.ipynb #n4729157
+SOURCES_STUDY = load_study('sources', conclude_sources)
+
 # %% ../../nbs/77_experiment.beyond.ipynb #c7777b27
 def conclude_consistency(evidence):
     "No arm may have more label noise than a tenth, or than twice that of real photos"
@@ -510,7 +531,7 @@ FAIRNESS = load_study('fairness', conclude_fairness)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c32ff465
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
-    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE,
+    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY,
     IDENTITY_CONSISTENCY, STEPS, AUTOENCODER, FAIRNESS)}
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cf8367ac
