@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .core import CemiFaceError, is_first_process, log, plain, read_json, text_table, versions
-from .recipe import ASSETS, from_dict, InquiryConfig, Inputs, load_recipe, recipes, SamplingConfig, to_toml
+from .recipe import ASSETS, DRAWN, from_dict, InquiryConfig, Inputs, load_recipe, recipes, SamplingConfig, to_toml
 
 # %% ../nbs/81_verbs.ipynb #c007
 def overrides(
@@ -93,7 +93,7 @@ def do_run(a):
     room = check_room(recipe, inputs, out, on_cpu(a))
     if recipe.faces.source != 'toy' and not (Path(out)/'results.json').exists():
         check_inputs(recipe, inputs)
-        glance(inputs, recipe.faces.size, device_of(a))
+        if not Path(out).exists(): glance(inputs, recipe.faces.size, device_of(a))    # a resumed run has had it
         log(what_it_takes(recipe, room, device_of(a) or default_device()))
     return finished_run(run(recipe, out, inputs, on_cpu(a), a.force, room.autoencoder), out)
 
@@ -241,8 +241,6 @@ def require_set(a, size):
     if places*size**2 > 1e9: require_room(files, free_disk(a.out), 'disk')
 
 # %% ../nbs/81_verbs.ipynb #c013
-DRAWN = 'synthetic', 'sampled'                             # inquiries that are no photos
-
 def candidate_pictures(a, pipe, sampling):
     "Faces among which inquiries are chosen, uint8 (n,3,h,w)"
     from cemiface.sets.inquiries import drawn_candidates

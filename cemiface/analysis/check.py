@@ -21,10 +21,10 @@ from ..core import CemiFaceError, FORMAT_VERSION, write_json
 from ..data.formats import (
     Entry, in_threads, LeftOut, loaded_image, pair_files, read_pairs, short_repr)
 from ..data.packed import read_bin, scan
-from ..data.faces import FaceSet, picture_to_bytes, to_float, to_uint8
+from ..data.faces import distinct, FaceSet, picture_to_bytes, to_float, to_uint8
 from ..encoders.pretrained import embed, FaceEncoder, of_one_colour
 from .similarity import (
-    equal_error_rate, identity_sums, nearest, pair_cosines, random_pairs, slices, unit_rows)
+    equal_error_rate, file_of, identity_sums, nearest, pair_cosines, random_pairs, slices, unit_rows)
 from .leakage import impostor_similarities
 
 # %% ../../nbs/63_analysis.check.ipynb #k006
@@ -66,9 +66,9 @@ def entries_of_pairs(path, images=None, limit=None): # pairs.txt or .bin; folder
     every = -(-len(entries)//limit) if limit else 1
     rows = [2*i+k for i in range(0, len(same), every) for k in (0, 1)]
     first = {keys[i]: entries[i] for i in reversed(rows)}
-    number = {key: i for i, key in enumerate(first)}
-    left, right = np.array([number[keys[i]] for i in rows]).reshape(-1, 2).T
-    return list(first.values()), (left, right, np.array(same[::every]))
+    different, number = distinct([keys[i] for i in rows])
+    left, right = np.array(number).reshape(-1, 2).T
+    return [first[key] for key in different], (left, right, np.array(same[::every]))
 
 # %% ../../nbs/63_analysis.check.ipynb #k011
 def some_people(entries, limit): # images of a set, and about how many are wanted; None: all
@@ -155,7 +155,7 @@ def colour_finding(
     "Faces whose red and blue are exchanged"
     warm = warmth(faces.images)
     rows = np.flatnonzero(warm < -8)
-    files = [faces.files[i] if faces.files else str(i) for i in rows[np.argsort(warm[rows])]]
+    files = [str(file_of(faces, i)) for i in rows[np.argsort(warm[rows])]]
     return judged('colours', files, len(faces), 'faces are more blue than red',
                   'exchange red and blue: these are BGR (OpenCV)', .02)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIF_TURNS', 'to_float', 'to_uint8', 'save_image', 'to_rgb', 'exif_turn', 'picture_to_bytes', 'decode_image',
-           'as_faces', 'FaceSet', 'FaceStore', 'size_and_time', 'PairSet', 'pair_people']
+           'as_faces', 'FaceSet', 'FaceStore', 'size_and_time', 'PairSet', 'pair_people', 'distinct']
 
 # %% ../../nbs/12_data.faces.ipynb #ce0b5d21
 import collections
@@ -449,7 +449,9 @@ def pair_people(
     return [number[o] for o in who]
 
 # %% ../../nbs/12_data.faces.ipynb #cf0483ca
-def _distinct(items):
+def distinct(
+    items:list, # hashable
+)->tuple[list, list[int]]: # the distinct ones; a number for each item
     "The distinct items in the order in which they first appear, and the number of each item among them"
     number = {o:i for i,o in enumerate(dict.fromkeys(items))}
     return list(number), [number[o] for o in items]
@@ -474,9 +476,9 @@ def from_files(cls:PairSet,
         pairs = read_pairs(path)
         found = pair_files(pairs, images_root)
         files, same = [o for a,b,_ in found for o in (a, b)], [o for *_,o in found]
-        people = _distinct([o.parent.name for o in files])[1]
+        people = distinct([o.parent.name for o in files])[1]
         folds, root = pairs.folds, images_root
-    files, rows = _distinct(files)
+    files, rows = distinct(files)
     images = np.empty((len(files), *decode_image(files[0], size).shape), np.uint8)
     decode_many(files, images, size, root)
     (left, right), (person_left, person_right) = np.reshape(rows, (-1, 2)).T, np.reshape(people, (-1, 2)).T

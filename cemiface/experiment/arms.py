@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import atomic_path, CemiFaceError, fingerprint, read_json
-from ..recipe import changed, from_dict, Inputs, load_toml, PACKAGE, Recipe, volume_counts
+from ..recipe import changed, DRAWN, from_dict, Inputs, load_toml, PACKAGE, Recipe, volume_counts
 from ..data.faces import FaceSet, to_float, to_uint8
 from ..data.toy import FIRST_PERSON, toy_faces
 from ..encoders.backbones import unit
@@ -252,7 +252,7 @@ def other_candidates(
     "Faces among which other inquiries are chosen"
     recipe, toy = lab.recipe, lab.recipe.toy
     n = toy.candidates if recipe.faces.source == 'toy' else 0
-    if kind in ('synthetic', 'sampled'):
+    if kind in DRAWN:
         config = replace(recipe.inquiries, source=kind, drawn=max(n, 8*recipe.inquiries.identities))
         return drawn_candidates(pipeline_of(lab, '', number), config, len(lab.inquiries), lab.train,
             lab.pairs.images, recipe.seed, recipe.sampling, lab.out/'cache')
@@ -277,7 +277,7 @@ def inquiries_of(
 )->FaceSet: # one face per identity; of the augmented ones, as many as faces are drawn of it
     "Inquiries of one kind; raises CemiFaceError where fewer than two candidates are unlike each other"
     recipe, given = lab.recipe, lab.inquiries
-    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind in ("synthetic", "sampled") else ""}'
+    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind in DRAWN else ""}'
     if kind == 'given': return given
     if kind == 'low quality': return write_inquiries(low_quality(given.images, recipe.seed), home)
     if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)

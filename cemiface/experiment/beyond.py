@@ -17,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
 from ..core import CemiFaceError
-from ..recipe import Inputs, nearest_key, Recipe
+from ..recipe import DRAWN, Inputs, nearest_key, Recipe
 from ..plots import bars, COLOURS, CONTROL_COLOURS, curve, new_figure, plot_similarity
 from ..data.formats import short_repr
 from ..data.faces import FaceSet
@@ -327,7 +327,7 @@ def add_impostors(evidence):
 def conclude_sources(evidence):
     "Without photos as inquiries, a set may lose three points at most"
     add_impostors(evidence)
-    _, words, family = better(evidence, [('given', role) for role in ('synthetic', 'sampled')])
+    _, words, family = better(evidence, [('given', role) for role in DRAWN])
     held = jointly(*(surely_above(.03-c['hi'], .03-c['lo']) for c in family))
     says = f'''{words} Held if given inquiries are at most three points better than either, interval and all;
         false if they are more than that.'''
