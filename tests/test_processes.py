@@ -3,13 +3,10 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HANG, as_json, contents, fork, pictures, ranks, refused, root, sets, several, shell
+from conftest import as_json, contents, fork, pictures, ranks, refused, sets, several, shell
 from PIL import Image
 
 @pytest.fixture
@@ -115,9 +112,3 @@ def test_train_generator(start, cemiface, finished, tmp_path):
     assert list(contents(tmp_path/'single'))==list(contents(tmp_path/'double'))
     for k in ('loss', 'mse'): assert abs(other['last'][k]/one['last'][k]-1) < .001, (one, other)
     for c in several(start, *args, 'odd', '-s', 'training.batch=5'): refused(c.wait(), 'training.batch = 5')
-
-def test_tutorial_of_several_gpus():
-    "In a process of its own: the launcher forks it, which is safe only before other notebooks have used threads"
-    cmd = [Path(sys.executable).with_name('nbdev_test'), '--path', 'nbs/tutorials/several_gpus.ipynb', '--flags', 'slow', '--n_workers', '0']
-    r = subprocess.run(cmd, cwd=root, capture_output=True, text=True, timeout=HANG)
-    assert r.returncode==0 and 'Success.' in r.stdout, r.stderr

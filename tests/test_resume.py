@@ -48,6 +48,7 @@ def alike(run, whole):
     assert [k for k in one if one[k]!=other[k] and not any(o in k for o in timed)]==[]
     assert without_times(json.loads(one['results.json']))==without_times(json.loads(other['results.json']))
 
+@pytest.mark.slow
 def test_killed_in_every_stage(cemiface, tmp_path, finished):
     begins = 'identity_encoder'
     for stage, event, pattern, nth in MOMENTS:

@@ -2,10 +2,12 @@
 import csv
 import json
 
+import pytest
 from conftest import as_json, refused, sets, tiny
 
 small = {k: v for k, v in tiny.items() if k not in ('identity_encoder', 'training')} | dict(study=dict(scalar=[1, 0], sphere=[.9, .5], tune_epochs=.2))
 
+@pytest.mark.slow
 def test_all(cemiface, tmp_path):
     args = ['study', '--all', '-r', 'toy', *sets(small), '--out', 'lab']
     assert cemiface(*args, stop=dict(event='os.rename', pattern=r'studies/map/table\.csv$')).code==-9

@@ -29,7 +29,7 @@ from fastcore.basics import noop
 from torch import Tensor
 
 from ..core import (atomic_path, CemiFaceError, check_version, fingerprint, FORMAT_VERSION,
-    held_signals, log, progress, stable_seed, write_text)
+    held_signals, log, open_regular, progress, stable_seed, write_text)
 from ..recipe import GeneratorParts, LossConfig, TrainingConfig
 from ..runtime import (as_first, prefetch, processes, resolve_precision, slices_of, threads,
     try_compile, workers)
@@ -254,9 +254,11 @@ def read_checkpoint(path):
     "What a checkpoint holds, on the CPU; None where it is damaged or no checkpoint, which is logged"
     why = 'wrong checksum'
     try:
-        if not zipfile.ZipFile(path).testzip():
-            state, why = torch.load(path, map_location='cpu', weights_only=True), 'no checkpoint'
-            if {'key', 'step'} <= set(state): return state
+        with open_regular(path, 'checkpoint') as f:
+            if not zipfile.ZipFile(f).testzip():
+                f.seek(0)
+                state, why = torch.load(f, map_location='cpu', weights_only=True), 'no checkpoint'
+                if {'key', 'step'} <= set(state): return state
     except Exception as e: why = type(e).__name__
     log(f'{path} is damaged ({why}); it is left out')
 
@@ -282,7 +284,7 @@ def load_checkpoint(
 def logged_rows(path:Path)->list[dict]: # log.jsonl; with `step` and the means
     "The lines of a log that can be read; a kill may have cut the last one"
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, RecursionError): rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and type(row.get('step')) is int]
 
