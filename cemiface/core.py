@@ -69,7 +69,7 @@ MUTED = ContextVar('muted', default=False)
 
 @contextlib.contextmanager
 def muted():
-    "Log nothing in the body, as where a set is looked at that will be read, and told of, once more"
+    "Log nothing in the body, as while a set is inspected that is read, with its log lines, later"
     before = MUTED.set(True)
     try: yield
     finally: MUTED.reset(before)
@@ -77,7 +77,7 @@ def muted():
 def log(
     msg:object, # what happened, one line
 ):
-    "Print one line on standard error, above any progress bar; no work ends because nobody can read of it"
+    "Print one line on standard error, above any progress bar; an error of the stream is ignored"
     if MUTED.get(): return
     with contextlib.suppress(OSError, ValueError): tqdm.write(printable(msg, sys.stderr), file=sys.stderr)
 
@@ -116,7 +116,7 @@ def progress(
 
 # %% ../nbs/00_core.ipynb #n0672812
 def is_first_process():
-    "Whether this process speaks for all that torch's launcher started together, or is alone"
+    "Whether this process is alone, or the first of those that torch's launcher started together"
     if os.environ.get('WORLD_SIZE', '1') == '1': return True     # a rank alone is what some other program left
     return os.environ.get('RANK', '0') == '0'
 
@@ -249,7 +249,7 @@ def require_writable(path): # a file that will be written later; the folder for 
 # %% ../nbs/00_core.ipynb #n7374940
 @contextlib.contextmanager
 def same_or_new(path): # file to write
-    "As `new_path`, but a killed command may have left the same bytes there. Raises CemiFaceError for others"
+    "As `atomic_path`, but a file that exists must hold the same bytes. Raises CemiFaceError if it does not"
     with atomic_path(path) as tmp:
         yield tmp
         if path.exists() and not filecmp.cmp(tmp, path, shallow=False):
@@ -562,7 +562,7 @@ def stopping_signals()->list[int]:
 # %% ../nbs/00_core.ipynb #c272e03d
 @contextlib.contextmanager
 def graceful_signals():
-    """Raise Terminated on SIGTERM and SIGHUP while the body runs, in the main thread; nohup still holds.
+    """Raise Terminated on SIGTERM and SIGHUP in the body, in the main thread; not if ignored, as by nohup.
 
     Yields a list of the signals that came, SIGINT too: a library may turn the exception into one of its own."""
     came, old = [], {}
@@ -578,7 +578,7 @@ def graceful_signals():
 # %% ../nbs/00_core.ipynb #c7d4c040
 @contextlib.contextmanager
 def held_signals():
-    "Yield a function: has SIGINT, SIGTERM or SIGHUP arrived? It takes effect after the body, a second at once"
+    "Yield a function: has SIGINT, SIGTERM or SIGHUP arrived? It acts after the body, a second one at once"
     came, handlers = [], {}
     def note(number, frame):
         if came: handlers[number](number, frame)

@@ -174,7 +174,7 @@ def matrix_product(
     precision:str, # `no` or `bf16`
     side:int=1024, # of the matrices
 )->torch.Tensor: # (side,side)
-    "The work of a network without one"
+    "A matrix product, which is timed where no network is given"
     x = torch.ones(side, side, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32)
     return x @ x
 
@@ -268,9 +268,9 @@ def kept_bytes(
 def planned(
     weights:dict, # tensors by key, which the network is for
     network:str='the network that it describes', # what is built, for the error
-    spare:int=2, # so many times as much is still planned, so that one absent weight is told by its name
+    spare:int=2, # most that is built, as a multiple of the weights: an error can then name an absent one
 ):
-    "Modules built in the body hold nothing; CemiFaceError as soon as they are larger than their weights"
+    "Modules built in the body hold nothing; CemiFaceError once they exceed `spare` times their weights"
     left = [spare*len(weights), spare*sum(o.numel() for o in weights.values())]
     def count(module, name, weight):
         left[:] = left[0]-1, left[1]-weight.numel()

@@ -212,7 +212,7 @@ def in_four_positions(judge, images): # an encoder; uint8 (n,3,h,w)
 @dataclass
 class Positions:
     "What a sample of a set tells about its encoder"
-    no_face:np.ndarray # unit direction of what is no face, (d,)
+    no_face:np.ndarray # unit direction of faces that are not upright, (d,)
     limit:float # cosine to it of nearly all upright faces
     best:np.ndarray # which position of each face of the sample is upright, (m,)
     length_tells:bool # are embeddings of upright faces longer?
@@ -220,7 +220,7 @@ class Positions:
 def learn_positions(
     e:np.ndarray, # of in_four_positions, (4,m,d)
 )->Positions:
-    "Which of four positions is upright, without knowing any"
+    "Find which of four positions is upright, from faces whose position is unknown"
     x = np.stack([unit_rows(o) for o in e])
     no_face = unit_rows(x.mean((0, 1))[None])[0]
     best = (x @ no_face).argmin(0)
@@ -279,7 +279,7 @@ def limits(
     cosines:np.ndarray, # of random pairs of two identities, (n,)
     pairs:int, # of two identities that the set holds
 )->tuple: # the cosine of one pair in twenty, and one that hardly any pair reaches
-    "Where different people end"
+    "The cosine of one pair of different people in twenty, and one that hardly any such pair reaches"
     middle, high, highest = np.quantile(cosines, [.5, .95, .99])
     per_deviation = (highest-middle)/NormalDist().inv_cdf(.99)
     return float(high), float(middle+per_deviation*NormalDist().inv_cdf(1-.1/max(pairs, 100)))

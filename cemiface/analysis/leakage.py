@@ -75,7 +75,7 @@ def chance_above(
     who_a=None, # whose they are, (n,); by default each somebody's own
     who_b=None, # likewise, (k,)
 )->dict: # auc in [0,1], ci95 (lo, hi)
-    "Chance that one of `a` exceeds one of `b`, ties counting half"
+    "Chance that one of `a` exceeds one of `b`, ties counting half; CemiFaceError where nothing is known"
     def comparable(values, who):
         "The known values, and whose they are"
         rows = known_rows(values)
@@ -99,7 +99,7 @@ def chance_above(
 # %% ../../nbs/62_analysis.leakage.ipynb #c31b6f03
 @dataclass
 class NonMembers:
-    "How near real people who were not trained on come to the training faces, by a judge"
+    "How near real people come to the training faces of other people, by a judge"
     cosine:list[float] # of each of their photos (at most 4,096) to the nearest training face
     who:str # they are
     threshold:float # above it two faces count as one person

@@ -130,7 +130,7 @@ def people_without_double(
 # %% ../../nbs/60_analysis.similarity.ipynb #n6339752
 def capacity(
     e, # embeddings, one of each person, (n,d)
-    threshold:float=.3, # two people above it take each other's place
+    threshold:float=.3, # two people at or above it count as one
     collisions:float=.1, # fraction of people who may have a double, in (0,1)
     most:int=5000, # look at so many people, drawn at random
 )->dict|None: # people, threshold, rate, ci95, collisions, capacity, capacity_ci95 (None: no limit)

@@ -255,7 +255,7 @@ def align_photo(photo, name, target, faces_of, size, rules): # a file, its relat
 # %% ../../nbs/13_data.align.ipynb #c33c9a99
 def align_folder(
     root:str|Path, # photos, root/IDENTITY/*.jpg or flat
-    out:str|Path, # folder for the faces, in the same order
+    out:str|Path, # folder for the faces, under the same relative names
     faces_of:ListedFaces|DetectedFaces, # finds the faces of a photo
     size:int=112, # side of the faces, pixels
     rules:AlignRules=AlignRules(), # when a photo is left out

@@ -462,7 +462,7 @@ def from_files(cls:PairSet,
     images_root:str|Path|None=None, # for pairs.txt: folder with NAME/NAME_0001.jpg
     size:int|None=None, # side in pixels; None keeps that of the files
 )->PairSet:
-    "Read pairs and their images, all of which must be good; a .bin has 10 folds. Raises CemiFaceError"
+    "Read pairs and their images; all must be good. A .bin has at most 10 folds. Raises CemiFaceError"
     path = Path(pairs_path)
     if path.suffix.lower() == '.bin':
         entries, same = read_bin(path)

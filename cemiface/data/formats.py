@@ -318,7 +318,7 @@ def write_pairs(
 
 # %% ../../nbs/10_data.formats.ipynb #ce04ab3d
 def images_by_stem(folder): # of one person, may be absent
-    "The images of a folder by their names without suffix, {stem: path}; of several that of the first suffix"
+    "The images of a folder, {stem: path}; of several, the one whose suffix is first in IMAGE_SUFFIXES"
     try: files = [o for o in folder.iterdir() if o.suffix.lower() in IMAGE_SUFFIXES and o.is_file()]
     except OSError: return {}
     files.sort(key=lambda o: (IMAGE_SUFFIXES.index(o.suffix.lower()), o.name), reverse=True)

@@ -210,7 +210,7 @@ def list_beside(path, keys): # FILE.rec, and the keys of its images
 
 # %% ../../nbs/11_data.packed.ipynb #cbed1937
 def agreeing_folders(labels, names): # of images; their paths in a list, or none
-    "The folder of each image, of the level that tells apart the same people as the labels; else []"
+    "The folder of each image, at the level that groups images as the labels do; [] if none does"
     parts = [PurePosixPath(o).parts for o in names]
     shared = len(os.path.commonprefix([o[:-1] for o in parts] or ['']))
     for level in (-2, shared):
@@ -453,7 +453,7 @@ INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES 
 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD'''.split())
 
 def check_instructions(raw): # a pickle
-    "Raises ValueError when a pickle does more than build lists, texts and numbers, or claims much memory"
+    "Raises ValueError for an instruction that no pair set needs, or one that claims much memory"
     stream, stored, name = io.BytesIO(raw), 0, None
     while name != 'STOP':
         code = stream.read(1)

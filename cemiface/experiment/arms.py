@@ -112,7 +112,7 @@ def tuning_recipe(
 # %% ../../nbs/74_experiment.arms.ipynb #c21909f3
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Lab(Context, People, Encoders):
-    "What all studies of one recipe share: a run's context, people and encoders, and"
+    "What all studies of one recipe share: a run's context, people and encoders, and these fields"
     seeds:int                    # recognisers trained on each set
     generator_seeds:int          # generators
     memory:dict = field(default_factory=dict) # of `remembered`
@@ -129,7 +129,7 @@ class Lab(Context, People, Encoders):
 
     @cached_property
     def fingerprint(self)->str:
-        "Of what all arms share, so that nothing is taken for theirs that was made with other files"
+        "Fingerprint of what all arms share: what was made with other files has another one"
         train, shared = self.train, (self.pipeline, self.inquiries, self.pairs, self.identity, self.judge)
         return fingerprint(*(o.fingerprint for o in (train, *shared)), train.labels, train.names)
 

@@ -53,20 +53,21 @@ def conclude_sphere(evidence):
     sphere = [easy, *evidence.select(control='sphere')]
     scalar = [role for role in evidence.select(control='scalar', kind='generated') if role != easy]
     best, inner = best_role(evidence, sphere), [compare(evidence, role, easy) for role in sphere[1:]]
-    over, real = compare(evidence, best, best_role(evidence, scalar)), compare(evidence, 'real', best)
-    held, words, family = peak(evidence, sphere, [over, *inner])      # all corrected together
-    lines = {'sphere control': [rows[o] for o in sphere],
-        'scalar control': [rows[o] for o in (easy, *scalar)]}
+    over = [compare(evidence, best, best_role(evidence, scalar))] if scalar else []
+    real = compare(evidence, 'real', best)
+    held, words, family = peak(evidence, sphere, [*over, *inner])     # all corrected together
+    lines = {'sphere control': [rows[o] for o in sphere]}
+    if scalar: lines['scalar control'] = [rows[o] for o in (easy, *scalar)]
     ranks = tuple(map(rank_of_m, lines.values()))
-    says = f'''{words} Every inner arm against m = 1: {words_of(inner)}. Best of the sphere against the best
-        other scalar: {words_of([over])}. Real photos are {in_points(real)} better than the best. Rank
-        correlation of m and achieved similarity: {ranks[0]:.2f} on the sphere, {ranks[1]:.2f} for the
-        scalar.'''
+    beside = f'Best of the sphere against the best other scalar: {words_of(over)}. ' if scalar else ''
+    says = f'''{words} Every inner arm against m = 1: {words_of(inner)}. {beside}Real photos are
+        {in_points(real)} better than the best. Rank correlation of m and achieved similarity:
+        {", ".join(f"{rank:.2f} for {name}" for rank, name in zip(ranks, lines))}.'''
     fig = curve(lines, flat=[rows['real'], rows['copies']], xlabel=similarity_label(evidence),
         colours=map(CONTROL_COLOURS.get, ('sphere', 'scalar')))
-    held = jointly(held, surely_above(over['lo'], over['hi']))
+    if scalar: held = jointly(held, surely_above(over[0]['lo'], over[0]['hi']))
     notes = dict(real=real, rank_correlations=ranks)
-    return Finding(held, says, fig, [*family, over, *inner], notes=notes)
+    return Finding(held, says, fig, [*family, *over, *inner], notes=notes)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c1c6b129
 SPHERE = load_study('sphere', conclude_sphere)

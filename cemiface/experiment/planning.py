@@ -267,6 +267,7 @@ def rate_of(
     if row is None:
         raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; '
                             'measure it by cemiface bench at this size')
+    if work == 'embed': return 2*row['rate']                # of faces in both views; a plan counts views
     if work != 'generate': return row['rate']
     return row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'figure_text', 'table_rows',
-           'markdown_text', 'plot_sweep', 'plot_achieved', 'line_style', 'plot_rocs', 'plot_leakage', 'plot_faces',
-           'decoder_words', 'html_page', 'html_training', 'training_html', 'report_html']
+           'markdown_text', 'best_set', 'answer', 'plot_sweep', 'plot_achieved', 'line_style', 'plot_rocs',
+           'plot_leakage', 'plot_faces', 'decoder_words', 'html_page', 'html_training', 'training_html', 'report_html']
 
 # %% ../../nbs/70_experiment.report.ipynb #ce2378e5
 import base64
@@ -119,18 +119,51 @@ def results_table(
     head, *lines = text_table(COLUMNS, table_rows(results))
     return '\n'.join([head, '-'*len(head), *lines, table_note(results)])
 
-# %% ../../nbs/70_experiment.report.ipynb #c99d2238
-DASHES = dict(scalar='--', sphere='-', both='-.')
-STYLES = {control: dict(color=CONTROL_COLOURS[control], ls=ls) for control, ls in DASHES.items()} | dict(
-    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'),
-    recogniser=dict(color=BLACK, ls=':'))
+# %% ../../nbs/70_experiment.report.ipynb #n7681943
+def accuracy_words(
+    row, # of results.json
+)->str:
+    "Accuracy with its 95% interval"
+    found = row['verification']
+    return '{:.1%} [{:.1%}, {:.1%}]'.format(found['accuracy'], *found['ci95'])
 
-# %% ../../nbs/70_experiment.report.ipynb #n8590658
 def set_label(
     r, # a set of results.json
 )->str:
     "How figures call a set"
     return f'{r["control"]} {r["m"]:+.2f}' if r['control'] else r['name'].replace('_', ' ')
+
+# %% ../../nbs/70_experiment.report.ipynb #n8723133
+def best_set(
+    results, # results.json
+)->dict|None: # its row
+    "The generated set of the highest accuracy, if there is one"
+    made = [r for r in results['sets'] if r['kind'] == 'generated']
+    return max(made, key=lambda r: r['verification']['accuracy'], default=None)
+
+def answer(
+    results, # results.json
+)->str: # sentences; empty where nothing was generated
+    "How good the best set is, how near it comes to the training photos, and what the run took"
+    best, rows = best_set(results), {r['kind']: r for r in results['sets']}
+    if best is None: return ''
+    label, names = f'{set_label(best)} {best["volume"]}'.strip(), dict(real='real training photos', inquiry_copies='copies of the inquiries alone')
+    beside = ' and '.join(f'{accuracy_words(rows[k])} on {rows[k]["images"]:,} {name}' for k, name in names.items() if k in rows)
+    says = [f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
+        f'not in the training photos{f", beside {beside}" if beside else ""}.']
+    made = sum(r['kind'] == 'generated' for r in results['sets'])
+    if made > 1: says.append(f'It was picked among {made} sets by the same pairs, which flatters it a little.')
+    if leak := best['leakage']:
+        says.append('The chance that one of its faces is nearer to a training photo than a face of a person who is in none of them is '
+            '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]; 0.5 is no difference.'.format(**leak))
+    minutes = f'{sum(results["seconds"].values())/60:,.0f} minutes'.replace('1 minutes', '1 minute')
+    return ' '.join([*says, f'The run took {minutes} of computing.'])
+
+# %% ../../nbs/70_experiment.report.ipynb #c99d2238
+DASHES = dict(scalar='--', sphere='-', both='-.')
+STYLES = {control: dict(color=CONTROL_COLOURS[control], ls=ls) for control, ls in DASHES.items()} | dict(
+    real=dict(color=GREEN, ls='-.'), inquiry_copies=dict(color=GREY, ls=':'),
+    recogniser=dict(color=BLACK, ls=':'))
 
 # %% ../../nbs/70_experiment.report.ipynb #cebaf5c5
 def plot_controls(
@@ -185,7 +218,7 @@ def plot_achieved(
 def line_style(
     rows, # sets of results.json
 ): # dict of color and ls of each
-    "As in the sweep; of one control, the fainter the lower m"
+    "The style of each set; of one control, the lower m, the fainter"
     styles = []
     for r in rows:
         levels = sorted(o['m'] or 0 for o in rows if o['control'] == r['control'])
@@ -433,5 +466,6 @@ def report_html(
     about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
-    body = f'<h1>{name}</h1><p>{purpose}. {about}</p><nav>{links}</nav>{body}'
+    says = html.escape(answer(results))
+    body = f'<h1>{name}</h1>{says and f"<p><b>{says}</b></p>"}<p>{purpose}. {about}</p><nav>{links}</nav>{body}'
     return html_page(f'{recipe["name"]}: report of a cemiface run', body)

@@ -217,7 +217,7 @@ def precision_kept(
     ctx, # Context of the run
     pipe:CemiFacePipeline, # on the device of the run
 )->CemiFacePipeline: # itself
-    "The precision that `auto` came to holds for all sets of a run, however often it is started again"
+    "Keep the precision that `auto` chose for all sets of a run, also when it is started again"
     if ctx.recipe.sampling.precision == 'auto':
         found = stage(ctx, 'precision', (pipe, ctx.device), drawing_precision, pipe, 'auto')
         pipe.auto_precision = {pipe.device.type: found}
