@@ -416,8 +416,8 @@ def test_interrupted(start, finished, dev, tmp_path, request, verb, sig, code):
 
 # Two that write into one folder, and one who must not
 
-def test_two_runs_at_once(start, tmp_path, request):
-    if request.config.getoption('--kills') < 50: pytest.skip('only with --kills 50')
+@pytest.mark.slow
+def test_two_runs_at_once(start, tmp_path):
     args = ['demo', *sets(small), '--device', 'cpu', '--out']
     both = [start(*args, 'out') for _ in range(2)]
     ends = [c.wait() for c in both]

@@ -262,8 +262,8 @@ def position_findings(
     turned, cut = np.full(n, -1.), np.full(n, -1.)
     if len(doubtful):
         turned[doubtful] = turned_faces(in_four_positions(judge, faces.images[doubtful]), positions)
-    words = 'faces lie on their side or stand on their head'
-    found = [finding('turned faces', turned, words, 'turn them upright', .02)]
+    words = 'faces lie on their side, stand on their head, or are hardly faces'
+    found = [finding('turned faces', turned, words, 'look at them; turn them upright, or delete them', .02)]
     if not positions.length_tells:
         return [*found, Finding('badly cut faces', 'not checked', 'this judge does not tell them')]
     length, upright = np.linalg.norm(e, axis=1), rows[positions.best == 0]

@@ -297,8 +297,9 @@ def quick_rates(
     channels, side = latent_sizes(r, autoencoder)
     shapes = (3, r.faces.size, r.faces.size), (channels, side, side), (encoder.config.dim,), ()
     faces, z, e, m = (torch.zeros(batch, *shape, device=device) for shape in shapes)
-    def fast(section): return torch.autocast(torch.device(device).type, torch.bfloat16,
-        enabled=resolve_precision(section.precision, device) == 'bf16')
+    # `auto` is measured, which must not be timed
+    half = {o.precision: resolve_precision(o.precision, device) == 'bf16' for o in (r.training, r.sampling)}
+    def fast(section): return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half[section.precision])
     def train():
         with fast(r.training): loss, _ = generator_loss(r, networks, batch, autoencoder, device)
         loss.backward()
