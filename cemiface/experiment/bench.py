@@ -48,7 +48,7 @@ from cemiface.generator.training import (
     backward, compile_denoiser, draw_step, gradient_norm, NonFinite, open_training, TrainingBatch,
     TrainingData)
 from ..generator.sampling import (check_steps, compile_for_sampling, draw_batch, for_sampling,
-    request_of, sample_undecoded, slice_size)
+    is_guided, request_of, sample_undecoded, slice_size)
 from ..generator.pipeline import CemiFacePipeline
 from ..sets.inquiries import write_inquiries
 from ..sets.dataset import write_set
@@ -284,8 +284,9 @@ def ready_to_draw(
 def passes(
     sampling, # SamplingConfig
 )->int:
-    "Evaluations of the denoiser for a face"
-    return sampling.steps if sampling.guidance == 1 else 2*sampling.steps
+    "Evaluations of the denoiser for a face; with an interval of guidance, about"
+    guided = 0 if sampling.guidance == 1 else max(0, sampling.guidance_high-sampling.guidance_low)
+    return round(sampling.steps*(1+guided))
 
 # %% ../../nbs/72_experiment.bench.ipynb #c2a658e6
 def sample_job(
@@ -337,7 +338,7 @@ def naive_sample(
     options = dict(eta=sampling.eta) if isinstance(scheduler, DDIMScheduler) else {}
     for t in scheduler.timesteps:
         out = net(x, t, e, m)
-        if sampling.guidance != 1:
+        if sampling.guidance != 1 and is_guided(sampling, t, scheduler):
             free = net(x, t, e, m, m.bool())
             out = free + sampling.guidance*(out-free)
         x = scheduler.step(out, t, x, **options).prev_sample
