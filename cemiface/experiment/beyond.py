@@ -330,9 +330,10 @@ def conclude_sources(evidence):
     add_impostors(evidence)
     _, words, family = better(evidence, [('given', role) for role in DRAWN])
     held = jointly(*(surely_above(.03-c['hi'], .03-c['lo']) for c in family))
+    real = corrected([compare(evidence, role, 'real') for role in ('given', *DRAWN)])
     says = f'''{words} Held if given inquiries are at most three points better than either, interval and all;
-        false if they are more than that.'''
-    return Finding(held, says, bars(evidence.table), family)
+        false if they are more than that. Beside real photos: {words_of(real)}.'''
+    return Finding(held, says, bars(evidence.table), [*family, *real])
 
 # %% ../../nbs/77_experiment.beyond.ipynb #n4729157
 SOURCES_STUDY = load_study('sources', conclude_sources)
