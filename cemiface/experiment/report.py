@@ -156,8 +156,8 @@ def answer(
     if leak := best['leakage']:
         says.append('The chance that one of its faces is nearer to a training photo than a face of a person who is in none of them is '
             '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]; 0.5 is no difference.'.format(**leak))
-    minutes = f'{sum(results["seconds"].values())/60:,.0f} minutes'.replace('1 minutes', '1 minute')
-    return ' '.join([*says, f'The run took {minutes} of computing.'])
+    minutes = round(sum(results['seconds'].values())/60)
+    return ' '.join([*says, f'The run took {minutes:,} minute{"s"*(minutes != 1)} of computing.'])
 
 # %% ../../nbs/70_experiment.report.ipynb #c99d2238
 DASHES = dict(scalar='--', sphere='-', both='-.')
