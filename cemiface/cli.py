@@ -121,8 +121,8 @@ OPTIONS |= dict(
     help='copies of each inquiry beside the faces (0)'),
     landmarks=dict(metavar='FILE', help='a line a face: path x1 y1 ... x5 y5 [score]; eyes, nose, corners of '
                                         'the mouth, left first'),
-    detector=dict(metavar='pkg.module:factory',
-        help='makes a function from an image (uint8, h x w x RGB) to a list of (five points, score)'),
+    detector=dict(metavar='NAME', help='mtcnn (of facenet-pytorch), or pkg.module:factory, which makes a function from '
+        'an image (uint8, h x w x RGB) to a list of (five points, score)'),
     min_side=dict(type=number_in(float, 0), help='smallest face, side in pixels of the photo (32)'),
     rival=dict(type=number_in(float, 0),
         help='largest size times score of a second face, as a fraction of the first (0.6)'),

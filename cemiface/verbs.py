@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .core import CemiFaceError, is_first_process, log, plain, read_json, text_table, versions
-from .recipe import ASSETS, DRAWN, from_dict, InquiryConfig, Inputs, load_recipe, recipes, SamplingConfig, to_toml
+from .recipe import (
+    ASSETS, DRAWN, from_dict, InquiryConfig, Inputs, load_recipe, Recipe, recipes, SamplingConfig, to_toml)
 
 # %% ../nbs/81_verbs.ipynb #c007
 def overrides(
@@ -491,13 +492,26 @@ def do_bench(a):
     return facts, '\n'.join(text)
 
 # %% ../nbs/81_verbs.ipynb #n7301637
+def commented_toml(
+    recipe:Recipe, # any
+)->str: # TOML text, which a recipe can be read from again
+    "A recipe in which each setting has its meaning beside it"
+    text, section, lines = to_toml(recipe).rstrip(), recipe, []
+    for line in re.sub(r'\[\s+([^]]*),\s+\]', lambda o: f'[{" ".join(o[1].split())}]', text).splitlines():
+        if line.startswith('['): section = getattr(recipe, line[1:-1])
+        setting = section.__dataclass_fields__.get(line.partition(' =')[0])
+        meaning = setting.metadata.get('doc') if setting else None
+        lines.append(f'{line:28} # {meaning}' if meaning else line)
+    return '\n'.join(lines)
+
 def do_recipes(a):
     "The shipped recipes, or one of them"
     if a.name:
         recipe = load_recipe(a.name, a.sets or [])
-        return recipe, to_toml(recipe).rstrip()
+        return recipe, commented_toml(recipe)
     found = {name: load_recipe(name).about for name in recipes()}
     return found, '\n'.join(f'{name:10} {about}' for name, about in found.items())
+
 
 # %% ../nbs/81_verbs.ipynb #c019
 def data_sets(

@@ -196,7 +196,7 @@ def naive_loss(
 
 # %% ../../nbs/72_experiment.bench.ipynb #n1311099
 class PlainTransformer(torch.nn.Module):
-    "The nearest transformer of diffusers: it is conditioned on a class instead of on tokens"
+    "The nearest transformer of diffusers: conditioned on a class, not on tokens, so it computes less (lfw: 10%)"
     def __init__(self, net): # FaceTransformer, whose sizes it gets
         super().__init__()
         c = net.config

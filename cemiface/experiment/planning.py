@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST_LINE', 'workload', 'generator_loss', 'recogniser_loss', 'memory', 'picture_bytes', 'disk', 'counts_of',
-           'faces_in_memory', 'networks_in_memory', 'Room', 'check_room', 'rate_of', 'priced', 'quick_rates',
-           'what_it_takes', 'miniature', 'sample_photos', 'trial', 'encoding_rate', 'dry_run', 'plan_table']
+           'faces_in_memory', 'networks_in_memory', 'Room', 'check_room', 'rate_of', 'bench_rates', 'priced',
+           'quick_rates', 'what_it_takes', 'miniature', 'sample_photos', 'trial', 'dry_run', 'plan_table']
 
 # %% ../../nbs/73_experiment.planning.ipynb #c005cc14
 import tempfile
@@ -28,11 +28,11 @@ from ..timing import measure
 from ..data.packed import scan
 from ..data.faces import FaceSet, save_image
 from ..encoders.backbones import ARCHS, conventions
-from ..encoders.pretrained import embed, FaceEncoder, load_encoder
+from ..encoders.pretrained import FaceEncoder, load_encoder
 from ..generator.autoencoder import Autoencoder, given_autoencoder
 from ..generator.schedule import make_scheduler
 from ..generator.denoiser import build_denoiser, latent_sizes
-from ..generator.training import step_loss, steps_in_all, TrainingBatch
+from ..generator.training import step_loss, steps_in_all, too_short, TrainingBatch
 from ..recognition.training import HEADS
 from .run import check_files, check_recipe, run
 from .bench import passes, weights_in_training
@@ -271,18 +271,22 @@ def rate_of(
     if work != 'generate': return row['rate']
     return row.get('rate_with_writing', row['rate'])*row.get('steps', steps)/steps
 
+def bench_rates(
+    rates, # what `cemiface bench --json` printed
+    r:Recipe, # its size and its sampling steps are meant
+)->dict[str, float]: # images a second of train, generate, recogniser and embed
+    "The rates of a table; raises CemiFaceError for one that it lacks"
+    return {work: rate_of(rates, work, r.faces.size, r.sampling.steps)
+            for work in ('train', 'generate', 'recogniser', 'embed')}
+
 def priced(
     stages, # from workload
-    rates, # what `cemiface bench --json` printed
-    r:Recipe, # which was planned
+    rates:dict, # images a second of each kind of work
     processes:int=1, # that share the work
 ): # the same, with rate (images a second of a process) and hours
-    "What each stage will take; raises CemiFaceError for a rate that was not measured"
-    rows = []
-    for o in stages:
-        rate = rate_of(rates, o['work'], r.faces.size, r.sampling.steps)
-        rows.append(o | dict(rate=rate, hours=o['amount']/rate/3600/processes))
-    return rows
+    "What each stage will take"
+    return [o | dict(rate=rates[o['work']], hours=o['amount']/rates[o['work']]/3600/processes) for o in stages]
+
 
 # %% ../../nbs/73_experiment.planning.ipynb #n6166820
 def quick_rates(
@@ -326,8 +330,8 @@ def what_it_takes(
 )->str:
     "Time, memory and disk of a run, in a sentence"
     a, classes = room.autoencoder, len(counts_of(r, room.images))
-    rates, hours = quick_rates(r, room.arch, a, device), Counter()
-    for o in workload(r, room.images): hours[o['work']] += o['amount']/rates[o['work']]/3600
+    hours = Counter()
+    for o in priced(workload(r, room.images), quick_rates(r, room.arch, a, device)): hours[o['work']] += o['hours']
     names = dict(embed='embeddings', encode='latents', train='generator', generate='sets',
         recogniser='recognisers')
     parts = ', '.join(f'{names[k]} {h:.1f}' for k, h in hours.items())
@@ -384,7 +388,7 @@ def trial(
     inputs:Inputs, # of which E_id is untrained where it is missing
     entries:list, # of the photos, from scan
     cpu:bool=False, # stay on the CPU
-): # dict: seconds per stage and in all, peak memory, rates of these few steps, bytes of a picture
+): # dict: seconds per stage and in all, peak memory, bytes of a picture
     "Run the miniature of a recipe in a temporary folder"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
@@ -394,37 +398,17 @@ def trial(
         given = replace(inputs, faces=f'{tmp}/photos', identity_encoder=encoder, pairs=f'{tmp}/pairs.txt',
             images=f'{tmp}/people', inquiries=None, assets=None)
         results = run(miniature(r, len(faces)), home/'run', given, cpu)
-        net, device = load_encoder(encoder), 'cpu' if cpu else None
-        seconds, = measure(lambda: embed(net, faces.images, device=device), repeats=1, least=0)
         pictures = [f.stat().st_size for f in home.glob('people/*/*')]
-    took, name = results['seconds'], results['sets'][0]['name']
-    def rate(images, stage): return images/max(took[stage], .1)
-    rates = dict(embed=len(faces)/seconds, train=rate(4, 'generator'), generate=rate(4, f'set {name}'),
-        recogniser=rate(6, f'recogniser {name} 0'))
-    rows = [dict(work=work, size=r.faces.size, rate=v, steps=2) for work, v in rates.items()]
     total = round(time.perf_counter()-start, 1)
-    return dict(seconds=took | dict(total=total), peak_memory_bytes=peak_memory(), rates=dict(rows=rows),
+    return dict(seconds=results['seconds'] | dict(total=total), peak_memory_bytes=peak_memory(),
         picture_bytes=round(sum(pictures)/len(pictures)), hardware=hardware())
-
-# %% ../../nbs/73_experiment.planning.ipynb #n0199856
-def encoding_rate(
-    r:Recipe, # size of the faces
-    autoencoder:Autoencoder|None, # of a recipe in latents
-    device='cpu', # where to work
-)->list[dict]: # a row as `cemiface bench` prints them; none for pixels
-    "How many faces are encoded in a second, measured on eight"
-    if autoencoder is None: return []
-    x = torch.zeros(8, 3, r.faces.size, r.faces.size, device=device)
-    with torch.inference_mode():
-        seconds, = measure(lambda: autoencoder.to(device).encode(x), repeats=1, least=0, device=device)
-    return [dict(work='encode', size=r.faces.size, rate=8/seconds)]
 
 
 # %% ../../nbs/73_experiment.planning.ipynb #cc9364bc
 def dry_run(
     r:Recipe, # to be planned
     inputs:Inputs, # faces at least; the rest is checked where it is given
-    rates:dict|None=None, # what `cemiface bench --json` printed; by default those of the trial
+    rates:dict|None=None, # what `cemiface bench --json` printed; by default measured on one batch
     cpu:bool=False, # stay on the CPU
     processes:int=1, # that will share the work
 ): # dict: faces, stages with hours, memory, disk, trial
@@ -434,24 +418,19 @@ def dry_run(
     autoencoder = given_autoencoder(r, inputs.autoencoder)
     check_recipe(r, autoencoder=autoencoder)
     check_files(inputs)
-    encoding = encoding_rate(r, autoencoder, 'cpu' if cpu else default_device())
-    if rates:
-        rates = dict(rates, rows=[*rates.get('rows', []), *encoding])
-        priced(workload(r, 1), rates, r)            # what is missing is better told before the work
+    measured = bench_rates(rates, r) if rates else {}       # what is missing is better told before the work
     nets = [load_encoder(path).config for path in (inputs.identity_encoder, inputs.judge) if path]
     entries = scan(inputs.faces)
     images, people = len(entries), len({e.identity for e in entries}-{None})
     tried = trial(r, inputs, entries, cpu)
-    measured = tried.pop('rates')
-    measured['rows'] += encoding
-    source = 'of the few steps of this dry run, starting up included: far too slow'
-    if rates: source = 'measured by bench'
-    stages = priced(workload(r, images, bool(people)), rates or measured, r, processes)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
+    quick = quick_rates(r, arch, autoencoder, 'cpu' if cpu else default_device())
+    stages = priced(workload(r, images, bool(people)), quick | measured, processes)
     need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes, autoencoder)
     return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about,
         faces=dict(images=images, identities=people), processes=processes, stages=stages,
-        hours=sum(o['hours'] for o in stages), rates=source,
+        hours=sum(o['hours'] for o in stages), rates='of bench' if rates else 'of one batch, uncompiled',
+        warning=too_short(r.training, images),
         memory={k: v | dict(total=sum(v.values())) for k, v in need.items()},
         disk=disk(r, images, tried['picture_bytes'], arch, dims, autoencoder), trial=tried)
 
@@ -468,7 +447,9 @@ def plan_table(
         f'{faces["images"]:,} photos, {faces["identities"]:,} identities; {p["processes"]} process(es)', '']
     row = '{stage:52} {amount:>14,} images {steps:>9,} steps  at {rate:>9,.2f}/s {hours:>10,.2f} h'
     lines += [row.format(**o | dict(steps=o['steps'] or 0)) for o in p['stages']]
-    lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}', '',
+    lines += [f'{"in all":52} {p["hours"]:>66,.2f} h', f'rates: {p["rates"]}']
+    if p['warning']: lines.append(f'warning: {p["warning"]}')
+    lines += ['',
         *(f'memory of each process that trains the {k}, computed: {parts(d)}'
             for k, d in p['memory'].items()),
         f'disk, computed: {parts(p["disk"])}', '',

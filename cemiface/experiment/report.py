@@ -147,9 +147,11 @@ def answer(
     "How good the best set is, how near it comes to the training photos, and what the run took"
     best, rows = best_set(results), {r['kind']: r for r in results['sets']}
     if best is None: return ''
+    vague = caution([best])
     label, names = f'{set_label(best)} {best["volume"]}'.strip(), dict(real='real training photos', inquiry_copies='copies of the inquiries alone')
     beside = ' and '.join(f'{accuracy_words(rows[k])} on {rows[k]["images"]:,} {name}' for k, name in names.items() if k in rows)
-    says = [f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
+    says = [f'{vague[0].upper()}{vague[1:]}.'] if vague else []
+    says += [f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
         f'not in the training photos{f", beside {beside}" if beside else ""}.']
     made = sum(r['kind'] == 'generated' for r in results['sets'])
     if made > 1: says.append(f'It was picked among {made} sets by the same pairs, which flatters it a little.')

@@ -193,7 +193,6 @@ def step_loss(
     e, m = apply_control(batch.e, batch.m, control, batch.directions)
     prediction = denoiser(noisy, timesteps, e, m, batch.dropped)
     mse = diffusion_mse(prediction, target(scheduler, batch.clean, batch.noise, timesteps)).mean()
-
     if not (config.lam or config.lam_late): return mse, dict(loss=mse.detach(), mse=mse.detach())
 
     # similarity of the clean faces that it implies to their inquiries (Eq 10)
@@ -477,7 +476,6 @@ def open_training(
     keys = dict(key=fingerprint(settings()), frozen=fingerprint(settings(changing=False)))
     old = load_checkpoint(out/'checkpoint.pt', keys['key'], keys['frozen'] if force else None)
     if old: denoiser.load_state_dict(old['weights'])
-
     before = old['computed'] if old else {}
     precision = before.get('precision', 'auto') if config.precision == 'auto' else config.precision
     accelerator = open_accelerator(config, out, cpu, precision, partial(trial_of, denoiser, shape))
@@ -509,7 +507,6 @@ def backward(
         loss, terms = state.loss_of(slices[0], lam)
         state.accelerator.backward(loss)
         return terms
-
     weights = list(state.net.parameters())
     def forward_and_back(batch):
         loss, terms = state.loss_of(batch, lam)
@@ -543,14 +540,19 @@ def told_to_any(accelerator, step, *flags)->list[bool]:
     return [any(o) for o in zip(*gather_object([flags]))]
 
 # %% ../../nbs/35_generator.training.ipynb #n6466388
+def too_short(cfg, n)->str: # section `training`, number of faces; empty where there are steps enough
+    "A warning about a training that will hardly have begun when it ends"
+    steps = steps_in_all(cfg, n)
+    if steps >= 3*cfg.warmup: return ''
+    return f'{steps} steps, with a warm-up of {cfg.warmup}: little will be learnt; raise training.epochs'
+
 def check_length(state, config, n, out): # as opened; section `training`, number of faces, folder
     "Log where a training is short. Raises CemiFaceError where more is done than is asked for"
     steps, least = steps_in_all(config, n), math.ceil(100*state.step*config.batch/n)/100
     if state.step > steps:
         raise CemiFaceError(f'training.epochs = {config.epochs:g} are {steps} steps, and {state.step} are done in '
                             f'{out}; raise it to {least:g} or more')
-    if steps < 3*config.warmup and state.accelerator.is_main_process:
-        log(f'{steps} steps, with a warm-up of {config.warmup}: little will be learnt; raise training.epochs')
+    if (short := too_short(config, n)) and state.accelerator.is_main_process: log(short)
 
 # %% ../../nbs/35_generator.training.ipynb #c50ef901
 def train_denoiser(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'CHUNK', 'IJB_FARS', 'mirror_sum', 'pair_similarities', 'score_pairs', 'fold_accuracy', 'roc',
-           'tar_at_far', 'plot_roc', 'bootstrap_interval', 'paired_difference', 'holm', 'Verification', 'verify',
-           'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
+           'bars_at_far', 'tar_at_far', 'plot_roc', 'bootstrap_interval', 'paired_difference', 'holm', 'Verification',
+           'verify', 'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
            'template_similarities', 'named_image', 'loose_faces', 'TemplateVerification', 'verify_templates']
 
 # %% ../../nbs/50_recognition.verification.ipynb #c8aa9b75
@@ -101,6 +101,15 @@ def roc(
     return roc_curve(_checked_same(same), sim, drop_intermediate=False)
 
 # %% ../../nbs/50_recognition.verification.ipynb #c96e5f9c
+def bars_at_far(
+    different:np.ndarray, # cosines of pairs of different people, (n,)
+    fars=(1e-2, 1e-3), # false acceptance rates
+)->np.ndarray: # cosines, one for each rate
+    "The cosine that a pair must exceed, so that no more of these are accepted"
+    falling = np.append(np.sort(different)[::-1], -np.inf)     # the curve would need more memory
+    rates = np.arange(1, len(falling))/(len(falling)-1)        # FAR when so many of them are accepted
+    return falling[np.searchsorted(rates, fars, 'right')]      # the next one is not accepted
+
 def tar_at_far(
     sim:np.ndarray, # cosine (n,)
     same:np.ndarray, # bool (n,)
@@ -108,9 +117,7 @@ def tar_at_far(
 )->dict: # TAR, each under its FAR as text
     "TAR at the largest FAR that does not exceed the target. CemiFaceError as for roc."
     sim, same = np.asarray(sim), _checked_same(same)
-    different = np.append(np.sort(sim[~same])[::-1], -np.inf)  # falling; the curve would need more memory
-    rates = np.arange(1, len(different))/(len(different)-1)    # FAR when so many of them are accepted
-    bars = different[np.searchsorted(rates, fars, 'right')]    # the next one is not accepted
+    bars = bars_at_far(sim[~same], fars)
     return {f'{far:g}': float((sim[same] > bar).mean()) for far, bar in zip(fars, bars)}
 
 # %% ../../nbs/50_recognition.verification.ipynb #c5675abb
