@@ -17,6 +17,7 @@ TITLES = {
     'distance': 'Cosine or Euclidean distance in the loss?',
     'dynamics': 'When is a recogniser at its best?',
     'fairness': 'Is it equally good for all groups?',
+    'few-steps': 'Are three steps enough?',
     'fid': 'How far are the sets from real photos (FID)?',
     'grid': 'Faces leave their inquiry as m falls',
     'identity-consistency': 'Do faces keep one identity?',
@@ -57,6 +58,7 @@ def cells(name, text, image, up):
     "Title and claim alone, as nbdev wants it; verdict and figure; then the numbers, with each p after its figure, and the method"
     title, claim, verdict, rest = text.replace('+-', '±').split('\n\n', 3)
     source, claim = claim.removeprefix('> ').split(': ', 1)
+    if source == 'beyond': claim = claim.split(': ', 1)[1]                  # without its subject, by which the sidebar orders pages
     held, numbers = re.fullmatch(r'(\*\*.+?\*\*) *(.*)', verdict.strip(), re.S).groups()
     rest = re.sub(r'!\[[^]]*\]\([^)]*\)\s*', '', rest).strip()
     title = TITLES.get(name, title.removeprefix('# '))

@@ -115,11 +115,14 @@ def bars(
     y:str='accuracy', # key
     ylabel:str='verification accuracy, %', # with the unit
 )->Figure:
-    "A point for each row, with the standard deviation over seeds"
+    "A point for each row, with its 95% interval, `ci95`, or else the standard deviation over seeds"
     rows, values = values_of(rows[::-1], y)
     fig = new_figure(height=.4*len(rows)+.9)
     ax = fig.subplots()
     error = [standard_deviation(r, y) for r in rows]
+    if y == 'accuracy' and all('ci95' in r for r in rows):
+        error = [[100*abs(r['ci95'][end]-r['accuracy']) for r in rows] for end in (0, 1)]
+        ylabel += ' (bars: 95% interval, people resampled)'
     ax.errorbar(values, [r['name'] for r in rows], xerr=error, fmt='o', color=BLUE, capsize=3)
     ax.grid(axis='y', alpha=.3)
     ax.set(xlabel=ylabel)

@@ -29,7 +29,7 @@ from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
 from ..generator.pipeline import CemiFacePipeline, train_generator
 from ..sets.inquiries import choose_inquiries, drawn_candidates, write_inquiries
 from ..sets.dataset import make_set
-from ..recognition.verification import fold_accuracy, score_pairs
+from ..recognition.verification import bootstrap_interval, fold_accuracy, score_pairs
 from ..recognition.training import augment, train_recogniser
 from cemiface.analysis.similarity import (
     analyse, identity_centres, label_margins, label_noise, set_embeddings, similarity_groups,
@@ -550,15 +550,17 @@ def measured(lab, arm): # as measure_arms, without the name
     row = dict(kind=arm.kind, control=control, m=m) | mean_facts(lab, arm)
     if arm.train:
         if generated: row['images'] += lab.recipe.generation.copies*row['identities']
-        each, loss = correct_pairs(lab, arm).mean(2), training_history(lab, arm, 0)[-1]['loss']
-        row |= dict(accuracy=float(each.mean()), seeds=each.tolist(), loss=loss)
+        correct, pairs = correct_pairs(lab, arm), lab.pairs
+        each, loss = correct.mean(2), training_history(lab, arm, 0)[-1]['loss']
+        interval = bootstrap_interval(correct.mean((0, 1)), pairs.person_left, pairs.person_right)
+        row |= dict(accuracy=float(each.mean()), seeds=each.tolist(), ci95=interval, loss=loss)
     return row
 
 # %% ../../nbs/74_experiment.arms.ipynb #ce335a23
 def measure_arms(
     lab:Lab,
     arms:dict, # role -> Arm
-)->dict: # role -> name, kind, control, m, images, identities, what the judge measured, accuracy, seeds, loss
+)->dict: # role -> name, kind, control, m, images, identities, what the judge measured, accuracy, seeds, ci95, loss
     "Rows of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and seed"
     return {role: dict(name=arm.name) | measured(lab, arm) for role, arm in arms.items()}
 

@@ -364,19 +364,26 @@ def conclude_consistency(evidence):
 IDENTITY_CONSISTENCY = load_study('identity-consistency', conclude_consistency)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #ce351541
-def conclude_steps(evidence):
-    "Ten and twenty steps are compared with fifty"
-    most = 'DDIM', 50
-    others = [role for role in evidence.arms if role != most]
-    _, words, family = better(evidence, [(most, role) for role in others])
-    worse_by = dict(zip(others, family))
-    held = jointly(*(no_worse(worse_by['DDIM', k]['lo'], worse_by['DDIM', k]['hi'], .01) for k in (10, 20)))
-    says = f'''{words} Held if fifty steps are at most one point better than ten and than twenty, interval
-        and all.'''
-    return Finding(held, says, bars(evidence.table), family)
+def conclude_steps(
+    most, # role of most steps
+    fewer, # roles that decide
+): # Evidence -> Finding
+    "Fewer steps may cost a point"
+    def conclude(evidence):
+        others = [role for role in evidence.arms if role != most]
+        _, words, family = better(evidence, [(most, role) for role in others])
+        worse_by = dict(zip(others, family))
+        held = jointly(*(no_worse(worse_by[role]['lo'], worse_by[role]['hi'], .01) for role in fewer))
+        first, *names = (evidence.rows[role]['name'] for role in (most, *fewer))
+        says = f'{words} Held if {first} is at most one point better than {" and than ".join(names)}, interval and all.'
+        return Finding(held, says, bars(evidence.table), family)
+    return conclude
+
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c132fc2d
-STEPS = load_study('steps', conclude_steps)
+STEPS = load_study('steps', conclude_steps(('DDIM', 50), [('DDIM', 10), ('DDIM', 20)]))
+FEW_STEPS = load_study('few-steps', conclude_steps('own', ['four', 'three']))
+
 
 # %% ../../nbs/77_experiment.beyond.ipynb #n6672036
 def sizes_to_encode(
@@ -534,7 +541,7 @@ FAIRNESS = load_study('fairness', conclude_fairness)
 # %% ../../nbs/77_experiment.beyond.ipynb #c32ff465
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
     SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY,
-    IDENTITY_CONSISTENCY, STEPS, AUTOENCODER, FAIRNESS)}
+    IDENTITY_CONSISTENCY, STEPS, FEW_STEPS, AUTOENCODER, FAIRNESS)}
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cf8367ac
 def study_named(

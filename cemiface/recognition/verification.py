@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'CHUNK', 'IJB_FARS', 'mirror_sum', 'pair_similarities', 'score_pairs', 'fold_accuracy', 'roc',
-           'bars_at_far', 'tar_at_far', 'plot_roc', 'bootstrap_interval', 'paired_difference', 'holm', 'Verification',
-           'verify', 'verification_table', 'gap_to_real', 'summary', 'Templates', 'read_templates', 'template_features',
-           'template_similarities', 'named_image', 'loose_faces', 'TemplateVerification', 'verify_templates']
+           'bars_at_far', 'tar_at_far', 'plot_roc', 'bootstrap_interval', 'paired_difference', 'mean_tar',
+           'tar_difference', 'holm', 'Verification', 'verify', 'verification_table', 'gap_to_real', 'summary',
+           'Templates', 'read_templates', 'template_features', 'template_similarities', 'named_image', 'loose_faces',
+           'TemplateVerification', 'verify_templates']
 
 # %% ../../nbs/50_recognition.verification.ipynb #c8aa9b75
 import os
@@ -104,7 +105,7 @@ def roc(
 def bars_at_far(
     different:np.ndarray, # cosines of pairs of different people, (n,)
     fars=(1e-2, 1e-3), # false acceptance rates
-)->np.ndarray: # cosines, one for each rate
+)->np.ndarray: # a cosine for each rate, (k,)
     "The cosine that a pair must exceed, so that no more of these are accepted"
     falling = np.append(np.sort(different)[::-1], -np.inf)     # the curve would need more memory
     rates = np.arange(1, len(falling))/(len(falling)-1)        # FAR when so many of them are accepted
@@ -190,6 +191,47 @@ def paired_difference(
         p = float(permutation_test((replicates,), np.mean, permutation_type='samples', rng=0).pvalue)
     lo, hi = _percentiles(means, level)
     return dict(difference=float(d.mean()), lo=lo, hi=hi, p=p, replicates=g*s)
+
+# %% ../../nbs/50_recognition.verification.ipynb #n2272232
+def mean_tar(
+    cosines:tuple, # of pairs of one person (generators,recognisers,n), and of two (generators,recognisers,k)
+    far=1e-2, # false acceptance rate
+)->float: # over all generators and recognisers
+    "Mean TAR at an FAR"
+    one, two = (o.reshape(-1, o.shape[2]) for o in cosines)
+    bars = [bars_at_far(o, [far]) for o in two]
+    return float(np.mean(one > bars))
+
+def tar_difference(
+    a:tuple, # cosines of a set, as `mean_tar` takes them
+    b:tuple, # likewise, of the other set
+    person:np.ndarray, # who is on each pair of one person, a number from 0 on, (n,)
+    people:np.ndarray, # who are on each pair of two, (2,k)
+    far=1e-2, # false acceptance rate
+    n=1000, # resamplings
+    seed=0, # of them
+    level=.95, # coverage
+)->dict: # difference, lo, hi (positive where a is better)
+    "How much higher the TAR of a set is than another one's, with generators, recognisers and people resampled"
+    rng, count, means = np.random.default_rng(seed), 1+max(person.max(), people.max()), []
+    generators, recognisers = np.maximum(a[0].shape[:2], b[0].shape[:2])
+    falling = [np.argsort(-o[1], axis=2) for o in (a, b)]
+    def tar(cosines, order, g, s, one, two): # of one recogniser, with weights of the pairs
+        (same, different), order = (o[g%len(o), s%len(o[0])] for o in cosines), order[g%len(order), s%len(order[0])]
+        passed = np.cumsum(two[order])
+        bar = different[order[np.searchsorted(passed, far*passed[-1], 'right')]]
+        return one[same > bar].sum()/one.sum()
+    while len(means) < n:
+        weight = np.bincount(rng.integers(0, count, count), minlength=count)
+        one, two = weight[person], weight[people[0]]*weight[people[1]]
+        if not (one.any() and two.any()): continue
+        g = rng.integers(0, generators, (generators, 1)).repeat(recognisers, 1)
+        picked = list(zip(g.flat, rng.integers(0, recognisers, (generators, recognisers)).flat))
+        rates = [[tar(o, order, *at, one, two) for at in picked] for o, order in zip((a, b), falling)]
+        means.append(np.mean(rates[0])-np.mean(rates[1]))
+    lo, hi = _percentiles(means, level)
+    return dict(difference=mean_tar(a, far)-mean_tar(b, far), lo=lo, hi=hi)
+
 
 # %% ../../nbs/50_recognition.verification.ipynb #c10cfce0
 def holm(
