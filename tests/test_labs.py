@@ -67,8 +67,9 @@ def test_command_of_a_page_gives_the_recipe_back(name, about, late, levels, seed
 def lab_in(folder, **more):
     "What a study without arms looks at, without any network"
     part = SimpleNamespace(fingerprint='x', config=SimpleNamespace(arch='toy'))
-    facts = dict(train=part, native_pairs=part, identity=part, judge=part, pairs=FaceSet(np.zeros((3, 3, 8, 8), np.uint8)), autoencoder=None, seeds=1)
-    return SimpleNamespace(out=Path(folder), folder=RunFolder(folder), recipe=load_recipe('toy'), generator_seeds=1, device='cpu',
+    facts = dict(train=part, native_pairs=part, identity=part, judge=part, pairs=FaceSet(np.zeros((3, 3, 8, 8), np.uint8)),
+        autoencoder=None, inputs=None, seeds=1)
+    return SimpleNamespace(out=Path(folder), folder=RunFolder(folder), recipe=load_recipe('toy'), memory={}, generator_seeds=1, device='cpu',
         judge_name='judge', **facts | more)
 
 DAMAGE = ['unlink', b'', b'{}', b'[1]', b'{"study": "other"}', b'\xff', 'cut', 'folder']

@@ -375,7 +375,7 @@ def conclude_steps(
         worse_by = dict(zip(others, family))
         held = jointly(*(no_worse(worse_by[role]['lo'], worse_by[role]['hi'], .01) for role in fewer))
         first, *names = (evidence.rows[role]['name'] for role in (most, *fewer))
-        says = f'{words} Held if {first} is at most one point better than {" and than ".join(names)}, interval and all.'
+        says = f'{words} Held if {" and ".join(names)} lose at most one point against {first}, interval and all.'
         return Finding(held, says, bars(evidence.table), family)
     return conclude
 

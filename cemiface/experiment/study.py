@@ -507,14 +507,14 @@ def facts_of(
     lab:Lab, # how
 )->dict:
     "How a study was made, as its page says it"
-    recipe = lab.recipe
+    recipe, recognisers = lab.recipe, any(arm.train for arm in study.arms(lab.recipe).values())
     precision, command = resolve_precision(recipe.training.precision, lab.device), command_of(
         study.name, recipe, lab.seeds, lab.generator_seeds)
     return dict(
-        recognisers=any(arm.train for arm in study.arms(recipe).values()),
+        recognisers=recognisers,
         recipe=recipe.name, command=command, seeds=lab.seeds, generator_seeds=lab.generator_seeds,
         judge=lab.judge_name, hardware=hardware(), seed=recipe.seed, pairs=len(lab.pairs),
-        all_pairs=all_pairs(lab)[1].shape[1] if all_pairs(lab) else 0,
+        all_pairs=all_pairs(lab)[1].shape[1] if recognisers and all_pairs(lab) else 0,
         precision='float32' if precision == 'no' else precision)
 
 # %% ../../nbs/75_experiment.study.ipynb #cfc9a355
