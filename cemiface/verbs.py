@@ -101,7 +101,7 @@ def do_run(a):
 # %% ../nbs/81_verbs.ipynb #n5018062
 def plan_run(a, recipe, inputs):
     "The resolved recipe; with photos, also what its run takes, after a trial of every stage"
-    if not a.faces: return recipe, to_toml(recipe).rstrip()
+    if not a.faces: return recipe, commented_toml(recipe)
     from cemiface.experiment.planning import dry_run, plan_table
     plan = dry_run(recipe, inputs, a.rates and read_json(a.rates, 'table of rates'), on_cpu(a), a.processes)
     return plan, plan_table(plan)

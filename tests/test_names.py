@@ -36,7 +36,7 @@ def study_page(name, group):
     from cemiface.experiment.study import Finding, markdown_of
     rows = [row_of(name, o) for o in ('plain', group)]
     f = Finding(None, 'Nothing.', None, rows=rows, columns=dict(set='name', group='group', mean='mean:.2f'))
-    facts = dict(seeds=1, generator_seeds=1, recognisers=1, pairs=9, recipe='toy',
+    facts = dict(seeds=1, generator_seeds=1, recognisers=1, pairs=9, all_pairs=0, recipe='toy',
          seed=0, judge='a judge', precision='float32', hardware='a processor', command='cemiface')
     return markdown_of(FAIRNESS, f, facts)
 
