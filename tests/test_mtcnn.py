@@ -21,7 +21,7 @@ def test_mtcnn(cemiface, tmp_path):
         known[f'{k}.png'] = np.array(Image.open(file), float)
     facts = as_json(cemiface('align', '--from', 'photos', '--to', 'faces', '--detector', 'mtcnn', '--json').out)
     assert facts['images']==10 and facts['aligned'] >= 8, facts
-    # upright again, and where it was: unlike the face of the next photo
+    # upright again, and where it was
     alike = []
     for name, face in known.items():
         if not (tmp_path/'faces'/name).exists(): continue

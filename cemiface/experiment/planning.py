@@ -424,8 +424,10 @@ def dry_run(
     images, people = len(entries), len({e.identity for e in entries}-{None})
     tried = trial(r, inputs, entries, cpu)
     arch, dims = (nets[0].arch, nets[0].dim+nets[-1].dim) if nets else ('ir50', 1024)
-    quick = quick_rates(r, arch, autoencoder, 'cpu' if cpu else default_device())
-    stages = priced(workload(r, images, bool(people)), quick | measured, processes)
+    work = workload(r, images, bool(people))
+    if {o['work'] for o in work}-measured.keys():
+        measured = quick_rates(r, arch, autoencoder, 'cpu' if cpu else default_device()) | measured
+    stages = priced(work, measured, processes)
     need = memory(r, arch, max(people, len(union_of(volumes_of(r)))), processes, autoencoder)
     return dict(format_version=FORMAT_VERSION, recipe=r.name, about=r.about,
         faces=dict(images=images, identities=people), processes=processes, stages=stages,
