@@ -19,9 +19,8 @@ from . import __version__
 from .core import CemiFaceError, graceful_signals, is_first_process, log, plain, printable, Terminated
 from .recipe import LARGEST_FLOAT, LARGEST_INT, recipes, SamplingConfig
 from .verbs import (
-    do_align, do_analyse, do_bench, do_calibrate, do_check, do_demo, do_doctor, do_generate, do_pack, do_recipes,
-    do_run,
-    do_study, do_suggest_m, do_train_generator, do_train_recogniser, do_unpack, do_verify)
+    do_align, do_analyse, do_bench, do_calibrate, do_check, do_demo, do_distil, do_doctor, do_generate, do_pack,
+    do_recipes, do_run, do_study, do_suggest_m, do_train_generator, do_train_recogniser, do_unpack, do_verify)
 
 # %% ../nbs/82_cli.ipynb #n9083985
 def number_in(kind, lo, hi=None):
@@ -105,6 +104,7 @@ OPTIONS |= dict(
     ijb=dict(nargs='+', default=[], metavar='DIR', help='IJB-B or IJB-C: folder with meta/ and loose_crop/'),
     folds=dict(type=some, help='instead of those of pairs.txt, or the 10 of a .bin'),
     limit=dict(type=some, default=100, help='at most so many inquiries (100)'),
+    paths=dict(type=some, metavar='N', default=8000, help='ways from noise to face to learn from (8000)'),
     per_face=dict(type=some, default=2, help='faces drawn from each at every m (2)'),
     work=dict(metavar='WORK,...', help='of train, sample, generate, recogniser, embed (all)'),
     size=dict(type=number_in(int, 8, 1024), help='side of the faces in pixels'),
@@ -160,6 +160,13 @@ VERBS = {
     'train-generator': Verb(do_train_generator, 'train a generator on unlabelled photos',
         f'--faces photos {EID} -r lfw --autoencoder autoencoder.safetensors --out generator',
         'recipe faces identity_encoder out', f'autoencoder sets {COMMON} force'),
+    'distil': Verb(do_distil, 'train a generator that draws in few steps what another draws in many, guidance included',
+        '--generator G --faces photos -r lfw --steps 4 --out student',
+        'recipe generator faces out', f'steps paths sets {COMMON} force',
+        special=dict(recipe=dict(help='recipe of the other generator; its section sampling says how that draws'),
+            faces=dict(help=f'the photos that it learnt from: {PHOTOS}'),
+            steps=dict(type=some, default=4, help='of the new generator (4); those of the other one, by -s sampling.steps=, '
+                                                  'are a multiple'))),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
         special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),
@@ -185,7 +192,11 @@ VERBS = {
         '--faces set --judge judge.safetensors --out checked', '', f'judge images limit out {COMMON}', 'faces pairs',
         dict(faces=dict(help=f'the set: {PHOTOS}'), judge=dict(help='weights of a face encoder of aligned faces'),
             limit=dict(type=natural, default=5000, help='about so many images; 0: all (5000)'),
-            out=dict(help='folder for check.json, and for dropped.txt with the files that are named'))),
+            out=dict(help='folder for check.json, and for dropped.txt with the files that are named')))}
+
+
+# %% ../nbs/82_cli.ipynb #n9818396
+VERBS |= {
     'calibrate': Verb(do_calibrate, 'measure which similarity each m achieves, and keep it in the generator',
         '--generator G --judge judge.safetensors --faces held-out --control sphere', 'generator judge faces',
         f'control limit per_face {DRAWING} {COMMON}',

@@ -431,10 +431,15 @@ def explore(
     "See what m, control, steps, guidance and seed do to a face; raises CemiFaceError for one out of range"
     faces = faces if isinstance(faces, FaceSet) else FaceSet(faces)
     if not len(faces): raise CemiFaceError('there is no face to explore; give at least one')
-    pipeline.resolve(SetRequest(m, control=control, sampling=SamplingConfig(steps)))  # refuses a bad start
+    own = pipeline.config.trained.get('sampling_steps')                               # those that it learnt
+    pipeline.resolve(SetRequest(m, control=control, sampling=SamplingConfig(own or steps)))  # refuses a bad start
     quiet = copy.copy(pipeline)
     quiet.set_progress_bar_config(disable=True)
-    def row(settings): return face_row(quiet, as_faces(faces.images[settings.face][None])[0], settings, n)
+    def row(settings):
+        face = as_faces(faces.images[settings.face][None])[0]
+        return face_row(quiet, face, replace(settings, steps=own or settings.steps), n)
     def text(settings): return [write(pipeline, faces, settings, n) for write in (row_code, row_command)]
-    guided = bool(pipeline.config.trained.get('dropout'))
-    return Explorer(row, text, RowSettings(0, m, control, steps), len(faces), guided, pipeline.calibrations)
+    guided, start = bool(pipeline.config.trained.get('dropout')) and not own, RowSettings(0, m, control, own or steps)
+    explorer = Explorer(row, text, start, len(faces), guided, pipeline.calibrations)
+    explorer.steps.disabled = bool(own)
+    return explorer

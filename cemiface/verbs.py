@@ -175,6 +175,18 @@ def do_train_generator(a):
     facts = dict(generator=str(a.out), **pipe.config.trained)
     return facts, f'{a.out}: trained on {facts["faces"]:,} faces, {facts["views"]:,} views'
 
+# %% ../nbs/81_verbs.ipynb #n5563173
+def do_distil(a):
+    "A generator that draws in few steps, from one that takes many"
+    from cemiface.generator.distillation import distil, STUDENT
+    recipe, teacher = load_recipe(a.recipe, [*STUDENT, *overrides(a)]), open_generator(a)
+    photos = open_faces(a.faces, teacher.size, recipe.faces.max_bad)
+    require_networks(a, recipe, 'generator', teacher.identity_encoder.config.arch, autoencoder=teacher.autoencoder)
+    student = distil(teacher, photos, recipe.parts, a.out, recipe.sampling, a.steps, a.paths, cpu=on_cpu(a), force=a.force)
+    text = f'{a.out}: draws in {a.steps} steps, without guidance, what {a.generator} draws in {recipe.sampling.steps}'
+    return dict(generator=str(a.out), **student.config.trained), text
+
+
 # %% ../nbs/81_verbs.ipynb #n9146379
 def do_train_recogniser(a):
     "A recogniser from labelled faces"
@@ -274,11 +286,12 @@ def do_generate(a):
     from cemiface.core import sweep
     from cemiface.data.formats import inquiries_beside
     from cemiface.generator.pipeline import calibrated
-    from cemiface.generator.sampling import check_steps, SetRequest
+    from cemiface.generator.sampling import check_steps, learnt, SetRequest
     from cemiface.runtime import processes
     from cemiface.sets.dataset import make_screened_set, open_set, write_set
     from cemiface.sets.inquiries import kept_inquiries, SOURCES, write_inquiries
-    sampling, pipe = sampling_of(a), open_generator(a)
+    pipe = open_generator(a)
+    sampling = learnt(pipe, sampling_of(a))
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
     with naming_options():

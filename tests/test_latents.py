@@ -157,3 +157,41 @@ def test_run(cemiface, inputs, dev, tmp_path):
     assert report.count('<img') == 5+1+5 and 'autoencoder; licence: Apache-2.0' in report
     for card in ('sets/scalar_+1.00', 'generator'):
         assert 'Apache-2.0' in (tmp_path/'run'/card/'README.md').read_text()
+
+# Distillation
+
+@pytest.fixture
+def distil(made, inputs):
+    return ['distil', '--generator', made, '--faces', inputs/'photos', *LATENT, '--steps', 2, '--paths', 24, '--json',
+        *sets(dict(sampling=dict(steps=4, batch=8, guidance=2., precision='no'))), '--out']
+
+def test_distilled_killed_and_resumed(cemiface, distil, tmp_path):
+    "While it draws paths, trains and saves"
+    r = cemiface(*distil, 'whole')
+    assert r.code == 0 and as_json(r.out)['paths'] == 24, r.err
+    for pattern, nth in ((r'/paths-\w+/00001\.npy$', 1), (r'/checkpoint\.pt$', 2), ('/unet$', 1), ('/model_index.json$', 1)):
+        r = cemiface(*distil, 'new', stop=dict(event='os.rename', pattern=pattern, nth=nth))
+        assert r.code == -signal.SIGKILL and 'Traceback' not in r.err, (pattern, r)
+    assert cemiface(*distil, 'new').code == 0
+    assert weights(tmp_path/'new') == weights(tmp_path/'whole')
+    assert not list(tmp_path.rglob('paths-*'))
+
+def test_distilled_by_two(start, distil, tmp_path):
+    one = start(*distil, 'single').wait()
+    both = [c.wait() for c in several(start, *distil, 'double')]
+    assert [r.code for r in (one, *both)] == [0, 0, 0], both
+    one, other = as_json(one.out), as_json(both[0].out)
+    assert abs(other['last']['mse']/one['last']['mse']-1) < .001 and not list(tmp_path.rglob('paths-*'))
+
+def test_student_draws_in_its_own_steps(cemiface, distil, inputs, tmp_path):
+    assert cemiface(*distil, 'student').code == 0
+    draw = ['generate', '--generator', 'student', '--inquiries', inputs/'photos', '--identities', 5, '--per-identity', 2, '--m', 1,
+        '--batch', 3, '--threshold', .9999, '--out']
+    for name, steps in dict(its_own=[], said=['--steps', 2]).items():
+        r = cemiface(*draw, name, *steps)
+        assert r.code == 0, r.err
+    assert pictures(tmp_path/'its_own') == pictures(tmp_path/'said') != {}
+    refused(cemiface(*draw, 'more', '--steps', 5), 'learnt to draw in 2 steps')
+    refused(cemiface(*draw, 'guided', '--guidance', 2), 'leave out steps and guidance')
+    refused(cemiface(*distil, 'other', '--steps', 3), 'steps of the teacher do not include the timesteps of 3', 'let it take 6')
+    assert not any((tmp_path/name).exists() for name in ('more', 'guided', 'other'))

@@ -323,6 +323,11 @@ class LatentSet:
 
     def __len__(self): return self.latents.shape[1]
 
+    @property
+    def shape(self)->tuple[int, ...]:
+        "Channels, height and width"
+        return self.latents.shape[2:]
+
     def batch(self,
         rows, # numbers of faces, (b,)
         mirrored=False, # which of them are mirrored: (b,) or one for all
@@ -342,10 +347,10 @@ class LatentSet:
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #n4342655
 def denoised_shape(
-    faces:FaceSet|LatentSet, # what to learn from
+    faces, # what to learn from: a FaceSet, or anything that has a `shape`, as a LatentSet
 )->tuple[int, ...]: # channels, height, width
     "The shape of what is denoised."
-    return faces.latents.shape[2:] if isinstance(faces, LatentSet) else faces.images.shape[1:]
+    return faces.images.shape[1:] if isinstance(faces, FaceSet) else faces.shape
 
 # %% ../../nbs/30_generator.autoencoder.ipynb #c8aa1a71
 def blocks_of(latents):

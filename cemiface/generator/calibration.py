@@ -17,7 +17,7 @@ from ..core import CemiFaceError, progress
 from ..recipe import SamplingConfig
 from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, FaceEncoder
-from .sampling import draw_batch, for_sampling, SetRequest
+from .sampling import draw_batch, for_sampling, learnt, SetRequest
 
 # %% ../../nbs/37_generator.calibration.ipynb #c007
 @dataclass
@@ -119,6 +119,7 @@ def calibrate(
     if len(inquiries) < 2:
         raise CemiFaceError(f'{len(inquiries)} inquiry faces are too few to calibrate with; give some dozens')
     if control != 'scalar': sampling = replace(sampling, similarity_guidance=1.)
+    sampling = learnt(pipe, sampling)
     levels, fast, cosines = sorted({float(m) for m in levels}), for_sampling(pipe, sampling), []
     with progress(len(levels), f'calibrating {control}', 'level') as bar:
         for m in levels:

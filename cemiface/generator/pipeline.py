@@ -41,7 +41,7 @@ from .condition import apply_control, Condition, direction, face_rng
 from .denoiser import Denoiser, FaceTransformer, FaceUNet
 from .training import may_change, steps_in_all, train_denoiser, training_settings, TrainingState
 from .sampling import (
-    check_steps, denoise, drawing_precision, face_similarity, fitting_batch, sample, SetRequest)
+    check_steps, denoise, drawing_precision, face_similarity, fitting_batch, learnt, sample, SetRequest)
 from .calibration import Calibration, GUIDANCE
 
 # %% ../../nbs/38_generator.pipeline.ipynb #c007
@@ -161,6 +161,7 @@ def resolve(self:CemiFacePipeline,
     request:SetRequest, # as asked
 )->SetRequest: # with m, guidance, precision and batch as used
     "What to draw with; raises CemiFaceError for steps or a similarity out of range"
+    request = replace(request, sampling=learnt(self, request.sampling))
     check_steps(request.sampling.steps, self.scheduler.config.num_train_timesteps)
     if request.m is None: request = calibrated(request, self.calibrations.get(request.control))
     precision = drawing_precision(self, request.sampling.precision)
@@ -273,7 +274,7 @@ def origin_text(
     "What a generator was made from"
     schedule, e = pipe.scheduler.config, pipe.identity_encoder
     named = type(pipe.scheduler).__name__
-    left_out = 'format_version', 'identity_encoder', 'size', 'autoencoder', 'decoder'
+    left_out = 'format_version', 'identity_encoder', 'autoencoder', 'decoder'
     trained = {k: v for k, v in pipe.config.trained.items() if k not in left_out}
     latents, shape = {}, 'x'.join(map(str, pipe.shape))
     if decoder := decoder_of(pipe):
@@ -478,6 +479,7 @@ def check_parts(
     "Raises CemiFaceError where the parts of a generator do not fit each other"
     check_version(pipe.config.trained, path)
     check_scheduler(pipe.scheduler)
+    check_range('sampling_steps', int(pipe.config.trained.get('sampling_steps', 1)), lo=1, hi=MOST_TIMESTEPS)
     needs, has = pipe.condition.config.dim, pipe.identity_encoder.config.dim
     if needs != has:
         raise CemiFaceError(f'{path} needs an identity encoder with embeddings of width {needs}, but its own '
@@ -545,6 +547,13 @@ def show_averaged(
     finally: state.average.restore(weights)
 
 # %% ../../nbs/38_generator.pipeline.ipynb #n3898368
+def in_latents(faces, autoencoder, home, ranks): # processes
+    "What the generator learns from: the faces, or their latents, which are computed once"
+    if autoencoder is None: return faces
+    with ranks.main_process_first(): return encode_set(autoencoder, faces, home, ranks.device)
+
+
+# %% ../../nbs/38_generator.pipeline.ipynb #n5570330
 def train_generator(
     faces:FaceSet, # to learn from; labels are used only with training.inquiry = "another"
     identity_encoder:FaceEncoder, # frozen E_id
@@ -553,7 +562,8 @@ def train_generator(
     autoencoder:Autoencoder|None=None, # of the latents to denoise; None: pixels are
     start:CemiFacePipeline|None=None, # generator whose weights are the first ones
     show:Callable|None=None, # gets the generator as it is, on its device, and the step, with every checkpoint
-    **options, # of `train_denoiser`: cpu, cache, begin, and force to go on with settings that may change
+    learn:Callable=in_latents, # makes what is denoised, from faces, autoencoder, a folder and the processes
+    **options, # of `train_denoiser`: cpu, cache, begin, batches, force; and `facts` for its card
 )->CemiFacePipeline: # trained, on the CPU
     "Train a generator into `out`, or resume; raises CemiFaceError if `out` holds anything else or was begun with other settings"
     out, ranks = Path(out), processes(options.get('cpu', False))
@@ -563,13 +573,11 @@ def train_generator(
     may = may_change(parts) if in_training and options.get('force') else ()
     with ranks.main_process_first(): folder = RunFolder.open(out, key, 'generator', settings, may)
     if not folder.done('training', key):
-        learned, latent = faces, {}
+        learned, latent = learn(faces, autoencoder, options.get('cache') or out/'training'/'cache', ranks), {}
         if autoencoder is not None:
-            with ranks.main_process_first():
-                home = options.get('cache') or out/'training'/'cache'
-                learned = encode_set(autoencoder, faces, home, ranks.device)
             latent = dict(latent_mean=learned.mean.tolist(), latent_std=learned.std.tolist(), autoencoder=autoencoder)
         make, above = partial(pipeline_around, parts, identity_encoder, latent), options.pop('begin', noop)
+        more = options.pop('facts', {})
         def begin():
             folder.begin()
             above()
@@ -577,8 +585,7 @@ def train_generator(
             watch=show and partial(show_averaged, show, make), start=start, **options)
         views = steps_in_all(parts.training, len(faces))*parts.training.batch
         facts = dict(views=views, seed=parts.seed, dropout=parts.condition.dropout, faces=len(faces),
-            size=faces.images.shape[-1], identity_encoder=identity_encoder.fingerprint,
-            last=rows[-1] if rows else None, computed=computed)
+            identity_encoder=identity_encoder.fingerprint, last=rows[-1] if rows else None, computed=computed) | more
         if latent: facts |= dict(autoencoder=autoencoder.name, decoder=autoencoder.fingerprint)
         begin()
         if ranks.is_main_process:
