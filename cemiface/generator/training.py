@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 from diffusers.training_utils import EMAModel
 from fastcore.basics import noop
 from torch import Tensor
@@ -388,8 +388,9 @@ def open_accelerator(config, out, cpu, precision, trial)->Accelerator:
                             f'{ranks.num_processes} processes')
     AcceleratorState._reset_state()
     precision = as_first(resolve_precision(precision, ranks.device, trial))
+    # threads share autocast's cache, whose lock can stop them for good while one of them compiles
     accelerator = Accelerator(cpu=ranks.device.type == 'cpu', project_dir=str(out), log_with=tracker,
-        mixed_precision=precision)
+        mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
     if tracker: accelerator.init_trackers('cemiface', {})
     return accelerator
 
