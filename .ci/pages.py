@@ -32,7 +32,7 @@ TITLES = {
     'roc': 'How good at low false acceptance?',
     'similarity-groups': 'Which real photos of a person train best?',
     'similarity-statistics': 'How similar are faces to their inquiry and to each other?',
-    'sources': 'Do people who do not exist train as well?',
+    'sources': 'Do synthetic people train as well as given ones?',
     'sphere': 'Which m trains best under sphere control?',
     'sphere-training': 'Should the generator train with sphere control?',
     'sphere-variants': 'Does the optimum stay with other inquiries?',

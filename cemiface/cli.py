@@ -104,7 +104,7 @@ OPTIONS |= dict(
     ijb=dict(nargs='+', default=[], metavar='DIR', help='IJB-B or IJB-C: folder with meta/ and loose_crop/'),
     folds=dict(type=some, help='instead of those of pairs.txt, or the 10 of a .bin'),
     limit=dict(type=some, default=100, help='at most so many inquiries (100)'),
-    paths=dict(type=some, metavar='N', default=8000, help='ways from noise to face to learn from (8000)'),
+    paths=dict(type=some, metavar='N', default=8000, help='drawings of G to learn from (8000), rounded up to whole batches'),
     per_face=dict(type=some, default=2, help='faces drawn from each at every m (2)'),
     work=dict(metavar='WORK,...', help='of train, sample, generate, recogniser, embed (all)'),
     size=dict(type=number_in(int, 8, 1024), help='side of the faces in pixels'),
@@ -163,10 +163,11 @@ VERBS = {
     'distil': Verb(do_distil, 'train a generator that draws in few steps what another draws in many, guidance included',
         '--generator G --faces photos -r lfw --steps 4 --out student',
         'recipe generator faces out', f'steps paths sets {COMMON} force',
-        special=dict(recipe=dict(help='recipe of the other generator; its section sampling says how that draws'),
-            faces=dict(help=f'the photos that it learnt from: {PHOTOS}'),
-            steps=dict(type=some, default=4, help='of the new generator (4); those of the other one, by -s sampling.steps=, '
-                                                  'are a multiple'))),
+        special=dict(recipe=dict(help='recipe with which G was trained; its section sampling says how G draws'),
+            faces=dict(help=f'the photos that G was trained on: {PHOTOS}'),
+            sets=OPTIONS['sets'] | dict(help='change one value of the recipe; training is that of the new generator, by '
+                                             'default adamw, lr 3e-4, 12 epochs'),
+            steps=dict(type=some, default=4, help='of the new generator (4); sampling.steps, those of G, are a multiple'))),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
         special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),
@@ -187,16 +188,16 @@ VERBS = {
         '--faces set --judge judge.safetensors --against photos --json', 'faces judge',
         f'against inquiries {COMMON}',
         special=dict(faces=dict(help=f'the set: {PHOTOS}'),
-        inquiries=dict(help='inquiry of each identity (SET.inquiries)'))),
-    'check': Verb(do_check, 'what would ruin a training on a set: turned or blue faces, wrong labels, copies',
-        '--faces set --judge judge.safetensors --out checked', '', f'judge images limit out {COMMON}', 'faces pairs',
-        dict(faces=dict(help=f'the set: {PHOTOS}'), judge=dict(help='weights of a face encoder of aligned faces'),
-            limit=dict(type=natural, default=5000, help='about so many images; 0: all (5000)'),
-            out=dict(help='folder for check.json, and for dropped.txt with the files that are named')))}
+        inquiries=dict(help='inquiry of each identity (SET.inquiries)')))}
 
 
 # %% ../nbs/82_cli.ipynb #n9818396
 VERBS |= {
+    'check': Verb(do_check, 'what would ruin a training on a set: turned or blue faces, wrong labels, copies',
+        '--faces set --judge judge.safetensors --out checked', '', f'judge images limit out {COMMON}', 'faces pairs',
+        dict(faces=dict(help=f'the set: {PHOTOS}'), judge=dict(help='weights of a face encoder of aligned faces'),
+            limit=dict(type=natural, default=5000, help='about so many images; 0: all (5000)'),
+            out=dict(help='folder for check.json, and for dropped.txt with the files that are named'))),
     'calibrate': Verb(do_calibrate, 'measure which similarity each m achieves, and keep it in the generator',
         '--generator G --judge judge.safetensors --faces held-out --control sphere', 'generator judge faces',
         f'control limit per_face {DRAWING} {COMMON}',

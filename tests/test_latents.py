@@ -194,4 +194,5 @@ def test_student_draws_in_its_own_steps(cemiface, distil, inputs, tmp_path):
     refused(cemiface(*draw, 'more', '--steps', 5), 'learnt to draw in 2 steps')
     refused(cemiface(*draw, 'guided', '--guidance', 2), 'leave out steps and guidance')
     refused(cemiface(*distil, 'other', '--steps', 3), 'steps of the teacher do not include the timesteps of 3', 'let it take 6')
+    refused(cemiface(*distil, 'other', '-s', 'transformer.depth=3'), 'does not fit the recipe', 'the same sections unet and condition')
     assert not any((tmp_path/name).exists() for name in ('more', 'guided', 'other'))

@@ -305,7 +305,7 @@ def conclude_leakage(evidence):
             {r["nearer"]:.2f} [{r["lo"]:.2f}, {r["hi"]:.2f}], membership {r["auc"]:.2f}
             [{r["auc_lo"]:.2f}, {r["auc_hi"]:.2f}].'''
     says = f'''{" ".join(map(words, evidence.table))} Held if the intervals of the synthetic sets end below
-        0.6, false if one begins above one half.'''
+        0.6 (a margin of 0.1); else false if one begins above one half.'''
     cosines = {name: report['cosine'] for name, report in reports.items()}
     cosines['non-members'] = nonmembers.cosine
     fig = new_figure()

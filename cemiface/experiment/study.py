@@ -433,7 +433,7 @@ def verdict(
     f:Finding, # of a study
 )->str:
     "In a sentence"
-    if f.held is None: return 'Left open: the intervals tell neither.'
+    if f.held is None: return 'Left open: the data cannot decide.'
     return f'The shape of the claim {HELD[f.held]}.'
 
 # %% ../../nbs/75_experiment.study.ipynb #c638ff46

@@ -57,7 +57,7 @@ def sphere_point(
     m:Tensor|float, # cosine similarity, (b,) or a number in [-1,1]
     u:Tensor, # any directions, (b,D); only their part orthogonal to e counts
 )->Tensor: # points of the same length as e, (b,D), with cos(e, e_m) = m
-    "`e_m = m e + sqrt(1-m^2) u`, with `u` made orthogonal to `e` and as long: the point at similarity `m`."
+    "`e_m = m e + sqrt(1-m^2) u`, with `u` made orthogonal to `e`, at the length of `e`: the point at similarity `m`."
     n = F.normalize(e, dim=1)
     u = F.normalize(u - (u*n).sum(1, keepdim=True)*n, dim=1)
     m = torch.as_tensor(m, dtype=e.dtype, device=e.device).expand(len(e))[:, None]

@@ -22,10 +22,10 @@ from ..recipe import GeneratorParts, LossConfig, SamplingConfig
 from ..runtime import processes, workers
 from ..data.faces import FaceSet
 from ..encoders.pretrained import embed_set
-from .schedule import coefficients, make_scheduler, set_steps
+from .schedule import coefficients, make_scheduler, predicted_by, set_steps
 from .condition import apply_control
 from .losses import TrainingBatch
-from .training import draw_noise, draw_step, faces_of_step, seeded_rng, take_slice
+from .training import draw_noise, draw_step, faces_of_step, first_denoiser, seeded_rng, take_slice
 from .sampling import denoise, for_sampling, guided_prediction, learnt, slice_size
 from .pipeline import CemiFacePipeline, train_generator
 
@@ -112,12 +112,12 @@ def folder(self:Paths,
 
 @patch(as_prop=True)
 def mean(self:Paths)->Tensor: # (c,)
-    "Of each channel of the latents"
+    "The mean of each channel of the latents"
     return torch.tensor(self.teacher.config.latent_mean)
 
 @patch(as_prop=True)
 def std(self:Paths)->Tensor: # (c,)
-    "Likewise"
+    "The standard deviation of each channel of the latents"
     return torch.tensor(self.teacher.config.latent_std)
 
 # %% ../../nbs/39_generator.distillation.ipynb #n6263529
@@ -213,6 +213,18 @@ class PathBatches:
         drawn = clean, e, noise, self.timesteps[k], m, dropped, torch.arange(0)
         return TrainingBatch(*(o.to(self.device) for o in drawn), matched_count=1.)
 
+# %% ../../nbs/39_generator.distillation.ipynb #n6144405
+def check_recipe_of(teacher, parts):
+    "Raises CemiFaceError where the sections of a recipe are not those that a generator was trained with"
+    first_denoiser(parts, teacher.identity_encoder.config.dim, teacher.shape, teacher)
+    its, ours = teacher.scheduler, make_scheduler(parts.schedule)
+    kinds = {(predicted_by(o), o.config.num_train_timesteps) for o in (its, ours)}
+    if len(kinds) == 1:
+        t = torch.arange(its.config.num_train_timesteps)
+        if all(torch.equal(a, b) for a, b in zip(coefficients(its, t), coefficients(ours, t))): return
+    raise CemiFaceError('section schedule of the recipe is not that of the teacher; give the recipe with which it was trained')
+
+
 # %% ../../nbs/39_generator.distillation.ipynb #n7323372
 STUDENT = ['training.epochs=12', 'training.optimiser="adamw"', 'training.lr=3e-4', 'training.warmup=50',
     'training.decay=1.0']
@@ -228,6 +240,7 @@ def distil(
     **options, # of `train_generator`: cpu, cache, begin, force
 )->CemiFacePipeline: # the student, on the CPU
     "A generator that draws in few steps; resumes in `out`. Raises CemiFaceError as `Paths` and `train_generator` do"
+    check_recipe_of(teacher, parts)
     own = replace(parts, loss=LossConfig(lam=0.), training=replace(parts.training, control='scalar', inquiry='same'))
     paths = Paths(teacher, photos, parts, sampling, steps, count)
     how = {k: getattr(sampling, k) for k in ('steps', 'guidance', 'guidance_low', 'guidance_high')}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPEED_ONLY', 'MAY_CHANGE', 'StepDraws', 'draw_step', 'draw_noise', 'learning_rate', 'steps_in_all', 'TrainingData',
            'may_change', 'training_settings', 'save_checkpoint', 'load_checkpoint', 'logged_rows', 'TrainingLog',
-           'NonFinite', 'GuardedMuon', 'optimisers_of', 'TrainingState', 'open_training', 'backward', 'gradient_norm',
-           'compile_denoiser', 'train_denoiser']
+           'NonFinite', 'GuardedMuon', 'optimisers_of', 'TrainingState', 'first_denoiser', 'open_training', 'backward',
+           'gradient_norm', 'compile_denoiser', 'train_denoiser']
 
 # %% ../../nbs/35_generator.training.ipynb #cde54f8f
 import contextlib
@@ -404,6 +404,23 @@ def computed_as(before, config, accelerator)->dict:
     return dict(precision=accelerator.mixed_precision, processes=n, threads=threads,
         compiled=before.get('compiled') if config.compile else None)
 
+# %% ../../nbs/35_generator.training.ipynb #n6701136
+def first_denoiser(
+    parts:GeneratorParts, # sections unet and condition
+    dim:int, # width of the embeddings
+    shape:tuple[int, int, int], # of what is denoised: channels, height, width
+    start=None, # generator whose weights it gets; by default they are random
+)->Denoiser:
+    "The denoiser with which a training begins; raises CemiFaceError where `start` does not fit the recipe"
+    denoiser = build_denoiser(parts.unet, parts.condition, dim, shape[2], shape[0])
+    if start is None: return denoiser
+    try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
+    except RuntimeError as e:
+        why = str(e).splitlines()[1].strip()
+        raise CemiFaceError(f'the generator to begin with does not fit the recipe: {why} Give it the '
+                            'same sections unet and condition, and an E_id of the same width') from None
+    return denoiser
+
 # %% ../../nbs/35_generator.training.ipynb #ca50c4ba
 def open_training(
     faces:FaceSet|LatentSet, # what to learn from
@@ -417,13 +434,7 @@ def open_training(
     "New weights, or those of the checkpoint where there is one, and all that trains them"
     config, shape = parts.training, denoised_shape(faces)
     torch.manual_seed(stable_seed(parts.seed, 'weights'))
-    denoiser = build_denoiser(parts.unet, parts.condition, identity_encoder.config.dim, shape[2], shape[0])
-    if start:
-        try: denoiser.load_state_dict(Denoiser(start.unet, start.condition).state_dict())
-        except RuntimeError as e:
-            why = str(e).splitlines()[1].strip()
-            raise CemiFaceError(f'the generator to begin with does not fit the recipe: {why} Give it the '
-                                'same sections unet and condition, and an E_id of the same width') from None
+    denoiser = first_denoiser(parts, identity_encoder.config.dim, shape, start)
     settings = partial(training_settings, faces, identity_encoder, parts, start=start and start.fingerprint)
     keys = dict(key=fingerprint(settings()), frozen=fingerprint(settings(changing=False)))
     old = load_checkpoint(out/'checkpoint.pt', keys['key'], keys['frozen'] if force else None)
