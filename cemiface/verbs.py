@@ -290,8 +290,8 @@ def do_generate(a):
     from cemiface.runtime import processes
     from cemiface.sets.dataset import make_screened_set, open_set, write_set
     from cemiface.sets.inquiries import kept_inquiries, SOURCES, write_inquiries
-    pipe = open_generator(a)
-    sampling = learnt(pipe, sampling_of(a))
+    sampling, pipe = sampling_of(a), open_generator(a)
+    sampling = learnt(pipe, sampling)
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     asked = SetRequest(a.m, a.similarity, a.control, a.seed, sampling, a.per_identity)
     with naming_options():

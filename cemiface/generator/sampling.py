@@ -24,7 +24,7 @@ from ..runtime import resolve_precision, try_compile, workers
 from ..data.faces import to_float, to_uint8
 from ..encoders.pretrained import of_one_colour
 from .autoencoder import decode_faces
-from .schedule import set_steps
+from .schedule import set_steps, timesteps_of
 from .condition import apply_control, direction, face_rng, m_of
 from .denoiser import Denoiser, trial_of
 
@@ -258,9 +258,7 @@ def note_unguided(
 ):
     "Log a message if no step lies in the interval of guidance"
     if sampling.guidance == 1: return
-    scheduler = copy.deepcopy(scheduler)
-    set_steps(scheduler, sampling.steps)
-    if any(is_guided(sampling, t, scheduler) for t in scheduler.timesteps): return
+    if any(is_guided(sampling, t, scheduler) for t in timesteps_of(scheduler, sampling.steps)): return
     log(f'none of the {sampling.steps} steps lies between guidance_low = {sampling.guidance_low:g} and '
         f'guidance_high = {sampling.guidance_high:g}, so nothing is guided; take more steps, or widen it')
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FLOW_SAMPLERS', 'SAMPLERS', 'make_scheduler', 'predicted_by', 'coefficients', 'add_noise', 'target', 'predict_x0',
-           'ddim', 'draw_timesteps', 'noise_fraction', 'make_sampler', 'set_steps']
+           'ddim', 'draw_timesteps', 'noise_fraction', 'make_sampler', 'set_steps', 'timesteps_of']
 
 # %% ../../nbs/31_generator.schedule.ipynb #cac8b270
+import copy
 from functools import partial
 
 import torch
@@ -146,3 +147,13 @@ def set_steps(
     if not isinstance(sampler, FlowMatchEulerDiscreteScheduler):
         return sampler.set_timesteps(steps, device=device)
     sampler.set_timesteps(sigmas=[1-i/steps for i in range(steps)], device=device)
+
+def timesteps_of(
+    scheduler, # of diffusers, which is left as it is
+    steps:int, # how many
+)->list[float]: # from noise to face
+    "The timesteps at which a sampler evaluates the network"
+    scheduler = copy.deepcopy(scheduler)
+    set_steps(scheduler, steps)
+    return scheduler.timesteps.tolist()
+
