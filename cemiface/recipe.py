@@ -390,7 +390,7 @@ class SamplingConfig:
     guidance_high:float = setting(1., 'largest t/T that is guided', lo=0, hi=1)
     batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits '
                              'the GPU', lo=0)
-    precision:str = setting('no', 'of the denoiser; auto: bf16 where the hardware is faster at it, else no',
+    precision:str = setting('no', 'of the denoiser and decoder; auto: bf16 where the hardware is faster at it, else no',
         choices=PRECISIONS)
     compile:bool = setting(False, 'compile the denoiser (torch.compile): faster on a GPU after a minute or '
                                   'two')

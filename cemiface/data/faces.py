@@ -53,7 +53,7 @@ def save_image(
     if Path(path).suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise CemiFaceError(f'{path} should end in .png or .jpg')
     im = Image.fromarray(np.asarray(u8).transpose(1, 2, 0))
-    with atomic_path(path, sync=False) as p: im.save(p, quality=95, subsampling=0)  # PNG has neither
+    with atomic_path(path, sync=False) as p: im.save(p, quality=95, subsampling=0, compress_level=1)
 
 # %% ../../nbs/12_data.faces.ipynb #c4d7ded5
 def to_rgb(

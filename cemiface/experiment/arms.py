@@ -389,7 +389,7 @@ def copies_of_inquiries(lab, arm, number): # number: of the generator, which cha
 # %% ../../nbs/74_experiment.arms.ipynb #cc533a02
 MAKERS = dict(
     generated=drawn_from_inquiries, direct=drawn_from_embeddings, real=photos_of_people,
-    group=photos_of_group, inquiry_copies=copies_of_inquiries)      # kind of an arm -> what makes its faces
+    photos=lambda lab, arm, number: lab.train, group=photos_of_group, inquiry_copies=copies_of_inquiries)      # kind of an arm -> what makes its faces
 
 # %% ../../nbs/74_experiment.arms.ipynb #ce91c67d
 @partial(remembered, most=4)

@@ -133,7 +133,7 @@ class Job:
     times:int=1          # what one call counts for, in batches
     precision:str='no'   # at which it runs, a key of PRECISIONS
     unit:str='img/s'     # what the rate counts
-    compiled:bool=False  # does it run a compiled denoiser?
+    compiled:bool=False  # does it run a compiled network?
 
     @property
     def items(self)->int:
@@ -412,8 +412,8 @@ def recogniser_job(
     cfg = s.recipe.recogniser
     learn = recogniser_learner(s.faces, cfg, device=s.device)
     learn.create_opt()
-    precision = 'no' if cfg.precision == 'fp32' else cfg.precision
-    return recogniser_steps(s, endless(learn.dls.train), learn.model.train(), learn.opt, precision)
+    job = recogniser_steps(s, endless(learn.dls.train), learn.model.train(), learn.opt, cfg.precision.replace('fp32', 'no'))
+    return replace(job, compiled=is_compiled(learn.model.backbone))
 
 # %% ../../nbs/72_experiment.bench.ipynb #c948c16a
 def naive_augmentation(

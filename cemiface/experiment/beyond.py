@@ -17,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
 from ..core import CemiFaceError
-from ..recipe import DRAWN, Inputs, nearest_key, Recipe
+from ..recipe import DRAWN, Inputs, nearest_key, Recipe, volume_counts
 from ..plots import bars, COLOURS, CONTROL_COLOURS, curve, new_figure, plot_similarity
 from ..data.formats import short_repr
 from ..data.faces import FaceSet
@@ -36,7 +36,7 @@ from ..analysis.leakage import leakage_report, leakage_table, membership
 from .run import inquiry_rows, load_or_measure_nonmembers, persons_of_pairs, stage
 from .arms import (
     Arm, calibration_of, correct_pairs, faces_of, inquiry_embeddings, judge_embeddings, measure_arms,
-    open_lab, REAL, recogniser_of, remembered, similarities_achieved)
+    open_lab, REAL, recogniser_of, remembered, requested, similarities_achieved)
 from .study import (
     better, compare, corrected, Finding, in_points, jointly, load_study, no_worse, peak, Study,
     surely_above, words_of, words_of_recipe)
@@ -338,6 +338,39 @@ def conclude_sources(evidence):
 # %% ../../nbs/77_experiment.beyond.ipynb #n4729157
 SOURCES_STUDY = load_study('sources', conclude_sources)
 
+# %% ../../nbs/77_experiment.beyond.ipynb #n3895422
+def volume_arms(
+    recipe, # with the volumes of section `study`, beside its own
+): # role -> Arm
+    "Sets of every volume; the largest on the sphere, too; real photos, as many as in the smallest, and all of them"
+    r, own = recipe, f'{recipe.inquiries.identities}x{recipe.generation.per_identity}'
+    *smaller, largest = sorted({*r.study.volumes, own}, key=lambda volume: volume_counts(volume).sum())
+    level = words_of_recipe(r)['highest sphere levels'][0]
+    drawn = {('drawn', o): requested(1., volume=o) for o in (*smaller, largest)}
+    drawn |= {('sphere', largest): requested(level, 'sphere', volume=largest)}
+    arms = {role: replace(arm, name=f'{arm.name}, {role[1]}') for role, arm in drawn.items()}
+    arms['real'] = Arm(f'real, at most {(*smaller, largest)[0]}', kind='real', volume=(*smaller, largest)[0])
+    arms['photos', 1] = Arm('all photos', kind='photos')
+    arms['photos', 4] = Arm('all photos, 4 times the epochs', kind='photos', recogniser=(f'epochs={4*r.recogniser.epochs}',))
+    return arms
+
+# %% ../../nbs/77_experiment.beyond.ipynb #n5866638
+def conclude_volume(evidence):
+    "The largest set against the smallest, and against all photos"
+    drawn = list(evidence.select(kind='generated'))
+    whole, photos = drawn[-2:], [role for role in evidence.arms if role[0] == 'photos']
+    best, best_photos = best_role(evidence, whole), best_role(evidence, photos)
+    held, words, family = better(evidence, [(whole[0], drawn[0]), (best, best_photos)])
+    rows = [evidence.rows[role] for role in drawn[:-1]]
+    fig = curve({'m = 1': rows, 'sphere': [evidence.rows[whole[1]]]}, x='images', xlabel='images in the set',
+        flat=[evidence.rows[role] for role in ('real', *photos)])
+    says = f'''{words} The better one of two is taken on either side, on the pairs that judge them. Held if both
+        intervals lie above zero.'''
+    return Finding(held, says, fig, family)
+
+# %% ../../nbs/77_experiment.beyond.ipynb #n8804060
+VOLUME_STUDY = load_study('volume', conclude_volume, volume_arms)
+
 # %% ../../nbs/77_experiment.beyond.ipynb #c7777b27
 def conclude_consistency(evidence):
     "No arm may have more label noise than a tenth, or than twice that of real photos"
@@ -540,7 +573,7 @@ FAIRNESS = load_study('fairness', conclude_fairness)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c32ff465
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
-    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY,
+    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY, VOLUME_STUDY,
     IDENTITY_CONSISTENCY, STEPS, FEW_STEPS, AUTOENCODER, FAIRNESS)}
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cf8367ac

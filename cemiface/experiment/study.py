@@ -24,7 +24,7 @@ from cemiface.core import (
     atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
     write_text)
 from ..recipe import (
-    from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
+    changed, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
 from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import FaceSet, to_float
@@ -117,7 +117,7 @@ class Study:
     )->bool:
         "Must the people on the training photos be known?"
         def paired(arm): return arm.tuning and tuning_recipe(recipe, arm.tuning).training.inquiry == 'another'
-        return self.needs_people or any(arm.real_directions or arm.kind in ('real', 'group') or
+        return self.needs_people or any(arm.real_directions or arm.kind in ('real', 'photos', 'group') or
             arm.inquiries == 'centres' or paired(arm) for arm in self.arms(recipe).values())
 
     def unfit(self, recipe:Recipe)->str: # empty, where nothing is against it
@@ -397,7 +397,9 @@ def plan(
     arms = {arm for study in studies for arm in study.arms(recipe).values()}
     people, per_identity, photos = recipe.inquiries.identities, recipe.generation.per_identity, images
     if not images: photos = recipe.toy.identities*recipe.toy.per_identity
-    def faces(arm): return int(volume_counts(arm.volume).sum()) if arm.volume else people*per_identity
+    def faces(arm):
+        if arm.kind == 'photos': return photos
+        return int(volume_counts(arm.volume).sum()) if arm.volume else people*per_identity
     sets, tunings = {arm.alone for arm in arms if arm.drawn}, {arm.tuning for arm in arms}-{''}
     tuned, heads = len(tunings)*generator_seeds, len({TUNINGS[o].head for o in tunings}-{''})
     views = (generator_seeds-1)*steps_in_all(recipe.training, photos)*recipe.training.batch
@@ -405,7 +407,9 @@ def plan(
     for arm in arms:
         count = arm.train*seeds*(generator_seeds if arm.drawn else 1)
         recognisers += count
-        seen += count*recipe.recogniser.epochs*(faces(arm)+recipe.generation.copies*people)
+        copies = 0 if arm.kind == 'photos' else recipe.generation.copies*people
+        epochs = changed(recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser.epochs
+        seen += count*epochs*(faces(arm)+copies)
     return dict(
         studies=[study.name for study in studies], scratch=generator_seeds-1, tuned=tuned,
         views=int(views+tuned*recipe.study.tune_epochs*photos), sets=len(sets)*generator_seeds,

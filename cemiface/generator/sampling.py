@@ -266,14 +266,14 @@ def for_sampling(
     pipe, # CemiFacePipeline, on its device
     sampling:SamplingConfig, # precision
 ): # the same class, for drawing only, not for saving
-    "A copy that draws faster: weights of the denoiser cast once, E_id folded"
+    "A copy that draws faster: weights of the denoiser and the decoder cast once, E_id folded"
     note_unguided(sampling, pipe.scheduler)
     precision, fast = drawing_precision(pipe, sampling.precision), copy.copy(pipe)
-    unet = copy.deepcopy(pipe.unet)
-    # diffusers' own warns
-    torch.nn.Module.to(unet, dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32))
-    if pipe.device.type == 'cuda': unet.to(memory_format=torch.channels_last)
-    fast.unet, fast.identity_encoder = unet, pipe.identity_encoder.folded()
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32)
+    def cast(network): return torch.nn.Module.to(copy.deepcopy(network), dtype)     # diffusers' own `to` warns
+    fast.unet, fast.identity_encoder = cast(pipe.unet), pipe.identity_encoder.folded()
+    if pipe.device.type == 'cuda': fast.unet.to(memory_format=torch.channels_last)
+    if pipe.autoencoder is not None and precision != 'no': fast.autoencoder = cast(pipe.autoencoder)
     return fast
 
 def compile_for_sampling(
