@@ -78,12 +78,16 @@ def page(lab, tmp_path_factory):
             yield page
         finally: browser.close()
 
-def shown(page): return page.locator('.jp-OutputArea img').first.get_attribute('src')
 def caption(page): return page.locator('.jp-OutputArea .widget-html-content', has_text='Under each face').inner_text()
 
+PIXELS = """async () => { for (let tries = 0; ; tries++) try {
+    const src = document.querySelector('.jp-OutputArea img').src
+    return Array.from(new Uint8Array(await (await fetch(src)).arrayBuffer()))
+} catch (error) { if (tries == 20) throw error; await new Promise(o => setTimeout(o, 50)) } }"""
+
 def pixels(page):
-    "The row in the browser, as the PNG that it is"
-    return bytes(page.evaluate('async src => Array.from(new Uint8Array(await (await fetch(src)).arrayBuffer()))', shown(page)))
+    "The row in the browser, as the PNG that it is; its address no longer holds once the next row takes its place"
+    return bytes(page.evaluate(PIXELS))
 
 def drag(page, name, by):
     "Drag the handle of a slider, a few pixels at a time; when the first move was made, and when it was let go"
