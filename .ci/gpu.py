@@ -74,7 +74,6 @@ def photos_of(folder):
     return FaceSet.open(folder, 112)
 
 
-
 # ---- one generator, and how good it is
 
 def frechet(a, b):
@@ -195,16 +194,13 @@ def keep_weights(home):
 
 # ---- recognisers trained on ever more faces
 
-def lab_of(args, first=False):
+def lab_of(args):
     from cemiface.experiment.arms import open_lab
     from cemiface.recipe import changed, Inputs, load_recipe
     sets = json.loads((WORK/'lfw.json').read_text())+VOLUMES+(SMALL+FEW if args.miniature else [])
     inputs = Inputs(faces=args.photos, identity_encoder=args.identity_encoder, judge=args.judge, pairs=args.pairs, images=args.unseen,
         autoencoder=args.autoencoder)
-    lab = open_lab(changed(load_recipe('lfw'), sets), WORK/'lab', inputs)
-    for made, to in (('generators/lfw', 'generator'), ('cache', 'cache')):
-        if first: shutil.copytree(WORK/made, WORK/'lab'/to, dirs_exist_ok=True)
-    return lab
+    return open_lab(changed(load_recipe('lfw'), sets), WORK/'lab', inputs)
 
 
 def jobs_of(lab):
@@ -232,7 +228,9 @@ def volume(args):
     from cemiface.experiment.study import make_study
     start = time.monotonic()
     def told(**facts): tell('volume', seconds=round(time.monotonic()-start, 1), **facts)
-    lab = lab_of(args, first=True)
+    lab = lab_of(args)
+    for made, to in (('generators/lfw', 'generator'), ('cache', 'cache')):
+        shutil.copytree(WORK/made, lab.out/to, dirs_exist_ok=True)
     told(inquiries=len(lab.inquiries))
     for arm in {arm: None for arm, _ in jobs_of(lab) if arm.drawn}:
         told(drawn=arm.name, faces=len(faces_of(lab, arm)))
@@ -241,11 +239,9 @@ def volume(args):
         while time.monotonic()-start < args.training and any(w.poll() is None for w in workers): time.sleep(.5)
     finally:
         for w in workers: w.kill()
-    told(codes=[w.wait() for w in workers])
-    names = [f'recogniser {p.name}' for p in (WORK/'lab'/'recognisers').iterdir() if (p/'training.json').exists()]
-    done = [sum(name.endswith(f'-0-{seed}') for name in names) for seed in range(2)]
-    told(recognisers=done)
-    seeds = 2 if done[1] >= done[0] else 1
+    codes = [w.wait() for w in workers]
+    told(codes=codes)
+    seeds = 1 if any(codes) else 2                              # those of the first seed come first
     found = make_study(STUDIES['volume'], replace(lab, seeds=seeds))
     told(says=found['says'], rows=found['rows'], comparisons=found['comparisons'])
 

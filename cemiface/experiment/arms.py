@@ -424,9 +424,9 @@ def training_set(lab:Lab, arm:Arm, number:int=0)->FaceSet: # number: of the gene
     return faces.with_copies(inquiries_of_arm(lab, arm, number), lab.recipe.generation.copies)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c3eb4f5f
-def recogniser_config(lab, arm): # CosFaceConfig
+def recogniser_config(recipe, arm): # CosFaceConfig
     "Section recogniser of an arm"
-    return changed(lab.recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
+    return changed(recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser
 
 # %% ../../nbs/74_experiment.arms.ipynb #cc26ab5c
 def recogniser_folder(
@@ -436,7 +436,7 @@ def recogniser_folder(
     seed, # number of the recogniser
 ): # Path
     "Where a recogniser is kept"
-    config = fingerprint(recogniser_config(lab, arm))[:6]
+    config = fingerprint(recogniser_config(lab.recipe, arm))[:6]
     name = arm_name(arm, config, number, seed, *(['watched'] if arm.watch else []))
     return lab.out/'recognisers'/name
 
@@ -449,7 +449,7 @@ def recogniser_of(
 ): # FaceEncoder
     "A recogniser, trained when it is first needed"
     faces, pairs = training_set(lab, arm, number), lab.pairs if arm.watch else None
-    config, home = recogniser_config(lab, arm), recogniser_folder(lab, arm, number, seed)
+    config, home = recogniser_config(lab.recipe, arm), recogniser_folder(lab, arm, number, seed)
     return train_recogniser(faces, config, home, pairs, seed=lab.recipe.seed+seed, device=lab.device)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c0e84ac3
@@ -464,7 +464,7 @@ def recogniser_facts(
     def verify():
         similarities = score_pairs(recogniser_of(lab, arm, number, seed), lab.pairs, device=lab.device)
         return dict(similarities=similarities, epochs=read_json(home/'training.json')['epochs'])
-    decides = lab, arm.key, recogniser_config(lab, arm), number, seed, arm.watch
+    decides = lab, arm.key, recogniser_config(lab.recipe, arm), number, seed, arm.watch
     return stage(lab, f'recogniser {home.name}', decides, verify)
 
 # %% ../../nbs/74_experiment.arms.ipynb #cb523a56

@@ -344,12 +344,12 @@ def volume_arms(
 ): # role -> Arm
     "Sets of every volume; the largest on the sphere, too; real photos, as many as in the smallest, and all of them"
     r, own = recipe, f'{recipe.inquiries.identities}x{recipe.generation.per_identity}'
-    *smaller, largest = sorted({*r.study.volumes, own}, key=lambda volume: volume_counts(volume).sum())
-    level = words_of_recipe(r)['highest sphere levels'][0]
-    drawn = {('drawn', o): requested(1., volume=o) for o in (*smaller, largest)}
+    volumes = sorted({*r.study.volumes, own}, key=lambda volume: volume_counts(volume).sum())
+    level, smallest, largest = words_of_recipe(r)['highest sphere levels'][0], volumes[0], volumes[-1]
+    drawn = {('drawn', o): requested(1., volume=o) for o in volumes}
     drawn |= {('sphere', largest): requested(level, 'sphere', volume=largest)}
     arms = {role: replace(arm, name=f'{arm.name}, {role[1]}') for role, arm in drawn.items()}
-    arms['real'] = Arm(f'real, at most {(*smaller, largest)[0]}', kind='real', volume=(*smaller, largest)[0])
+    arms['real'] = Arm(f'real, at most {smallest}', kind='real', volume=smallest)
     arms['photos', 1] = Arm('all photos', kind='photos')
     arms['photos', 4] = Arm('all photos, 4 times the epochs', kind='photos', recogniser=(f'epochs={4*r.recogniser.epochs}',))
     return arms

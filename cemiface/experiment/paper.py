@@ -249,7 +249,7 @@ def conclude_recognisers(evidence):
     "The larger of two networks is claimed to be better, whatever the recipe's own is"
     lab, own, pairs, sizes = evidence.lab, 'as in the recipe', [], {}
     for k, arm in evidence.arms.items():
-        sizes[k] = parameters(recogniser_config(lab, arm), lab.recipe.faces.size)
+        sizes[k] = parameters(recogniser_config(lab.recipe, arm), lab.recipe.faces.size)
     for k, n in sizes.items():
         if n == sizes[own] or k == 'half as wide an embedding': continue
         pairs.append((k, own) if n > sizes[own] else (own, k))

@@ -24,7 +24,7 @@ from cemiface.core import (
     atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
     write_text)
 from ..recipe import (
-    changed, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
+    from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
 from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import FaceSet, to_float
@@ -37,7 +37,7 @@ from .report import figure_text, markdown_text
 from .run import stage
 from .planning import quick_rates
 from .arms import (
-    Arm, correct_pairs, generator_numbers, Lab, measure_arms, open_lab, recogniser_of,
+    Arm, correct_pairs, generator_numbers, Lab, measure_arms, open_lab, recogniser_config, recogniser_of,
     remembered, STUDY_FILE, tuning_recipe, TUNINGS)
 
 # %% ../../nbs/75_experiment.study.ipynb #c176cda1
@@ -408,8 +408,7 @@ def plan(
         count = arm.train*seeds*(generator_seeds if arm.drawn else 1)
         recognisers += count
         copies = 0 if arm.kind == 'photos' else recipe.generation.copies*people
-        epochs = changed(recipe, [f'recogniser.{o}' for o in arm.recogniser]).recogniser.epochs
-        seen += count*epochs*(faces(arm)+copies)
+        seen += count*recogniser_config(recipe, arm).epochs*(faces(arm)+copies)
     return dict(
         studies=[study.name for study in studies], scratch=generator_seeds-1, tuned=tuned,
         views=int(views+tuned*recipe.study.tune_epochs*photos), sets=len(sets)*generator_seeds,
