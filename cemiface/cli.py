@@ -158,10 +158,10 @@ VERBS = {
         'recipe', f'sets {COMMON} {LAB} force dry_run rates processes',
         special=dict(out=dict(help='run folder (runs/NAME)'))),
     'train-generator': Verb(do_train_generator, 'train a generator on unlabelled photos',
-        f'--faces photos {EID} -r lfw --autoencoder autoencoder.safetensors --out generator',
+        f'--faces faces {EID} -r lfw --autoencoder autoencoder.safetensors --out generator',
         'recipe faces identity_encoder out', f'autoencoder sets {COMMON} force'),
     'distil': Verb(do_distil, 'train a generator that draws in few steps what another draws in many, guidance included',
-        '--generator G --faces photos -r lfw --steps 4 --out student',
+        '--generator G --faces faces -r lfw --steps 4 --out student',
         'recipe generator faces out', f'steps paths sets {COMMON} force',
         special=dict(recipe=dict(help='recipe with which G was trained; its section sampling says how G draws'),
             faces=dict(help=f'the photos that G was trained on: {PHOTOS}'),
@@ -170,7 +170,7 @@ VERBS = {
             steps=dict(type=some, default=4, help='of the new generator (4); sampling.steps, those of G, are a multiple'))),
     'train-recogniser': Verb(do_train_recogniser, 'train a recogniser on labelled faces',
         '--faces set -r toy --out recogniser', 'recipe faces out', f'sets {COMMON}',
-        special=dict(faces=dict(help=f'labelled faces: {PHOTOS}'))),
+        special=dict(precision=dict(choices=['no', 'bf16'], metavar='PRECISION', help='no, bf16'), faces=dict(help=f'labelled faces: {PHOTOS}'))),
     'generate': Verb(do_generate, 'draw a labelled set of faces',
         '--generator toy --inquiries synthetic --identities 20 --m 0.9 '
         '--out set',
@@ -182,11 +182,11 @@ VERBS = {
             against=dict(help='for --max-leakage and sampled: the training photos'))),
     'verify': Verb(do_verify, 'verification accuracy on pair sets',
         '--encoder net.safetensors --pairs lfw.bin cfp_fp.bin agedb_30.bin calfw.bin cplfw.bin', 'encoder',
-        f'pairs ijb images folds {COMMON}',
+        'pairs ijb images folds device',
         special=dict(pairs=dict(nargs='+', default=[], help='pairs.txt or .bin, one or several'))),
     'analyse': Verb(do_analyse, 'what a set is: similarities, leakage',
-        '--faces set --judge judge.safetensors --against photos --json', 'faces judge',
-        f'against inquiries {COMMON}',
+        '--faces set --judge judge.safetensors --against faces --json', 'faces judge',
+        'against inquiries device',
         special=dict(faces=dict(help=f'the set: {PHOTOS}'),
         inquiries=dict(help='inquiry of each identity (SET.inquiries)')))}
 
@@ -194,7 +194,7 @@ VERBS = {
 # %% ../nbs/82_cli.ipynb #n9818396
 VERBS |= {
     'check': Verb(do_check, 'what would ruin a training on a set: turned or blue faces, wrong labels, copies',
-        '--faces set --judge judge.safetensors --out checked', '', f'judge images limit out {COMMON}', 'faces pairs',
+        '--faces set --judge judge.safetensors --out checked', '', 'judge images limit out device', 'faces pairs',
         dict(faces=dict(help=f'the set: {PHOTOS}'), judge=dict(help='weights of a face encoder of aligned faces'),
             limit=dict(type=natural, default=5000, help='about so many images; 0: all (5000)'),
             out=dict(help='folder for check.json, and for dropped.txt with the files that are named'))),

@@ -213,23 +213,16 @@ def atomic_path(
         raise
     remove(old.parent)
 
-# %% ../nbs/00_core.ipynb #cb4cf144
-def is_running(pid):
-    "Whether a process of this machine is running"
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: pass
-    return True
-
 # %% ../nbs/00_core.ipynb #cd00cffb
 def sweep(
     root:str|os.PathLike, # a folder of ours
     deep:bool=True, # its subfolders too
 ):
     "Clear away what killed processes of this machine left: half files go, a set-aside original comes back"
+    import psutil
     for p in sorted(Path(root).glob('**/.cemiface-*' if deep else '.cemiface-*')):
-        name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d+)-\w{8}-.*', p.name, re.DOTALL)
-        if not name or name[2] != host_name() or is_running(int(name[3])): continue
+        name = re.fullmatch(r'\.cemiface-(new|old)-(\w*)-(\d{1,9})-\w{8}-.*', p.name, re.DOTALL)
+        if not name or name[2] != host_name() or psutil.pid_exists(int(name[3])): continue
         with contextlib.suppress(OSError):                   # what belongs to somebody else stays
             for aside in p.iterdir() if name[1] == 'old' and p.is_dir() else ():
                 if not (p.parent/aside.name).exists(): os.replace(aside, p.parent/aside.name)

@@ -59,6 +59,7 @@ class RowSettings:
     guidance:float = 1.            # 1 follows the condition; above, away from the unconditional prediction
     seed:int = 0                   # decides noise and directions
     similarity_guidance:float = 1. # of scalar control: 1 follows m; above, away from the prediction for m = 1
+    guidance_interval:tuple[float, float] = (0., 1.) # part of t/T that is guided
     similarity:float|None = None   # that was asked for; m and guidance then come from a calibration
 
     def arguments(self,
@@ -66,8 +67,8 @@ class RowSettings:
     )->dict: # name -> value
         "What a CemiFacePipeline is called with"
         return dict(m=self.m, control=self.control, guidance_scale=self.guidance,
-            similarity_guidance_scale=self.similarity_guidance, num_images_per_face=n,
-            num_inference_steps=self.steps, generator=self.seed, output_type='pt')
+            similarity_guidance_scale=self.similarity_guidance, guidance_interval=self.guidance_interval,
+            num_images_per_face=n, num_inference_steps=self.steps, generator=self.seed, output_type='pt')
 
     def __str__(self):
         requested = f'm = {self.m:.2f}' if self.similarity is None else f'similarity = {self.similarity:.2f}'
@@ -231,7 +232,9 @@ def row_command(
     options = dict(generator=pipeline.name_or_path or 'GENERATOR', inquiries='inquiry', identities=1, per_identity=n)
     options |= {name: getattr(settings, name) for name in drawn}
     words = (f'--{name.replace("_", "-")} {shlex.quote(str(value))}' for name, value in options.items())
-    return f'{face_command(faces, settings.face)}\ncemiface generate {" ".join(words)} --out row\n'
+    low, high = settings.guidance_interval
+    return (f'{face_command(faces, settings.face)}\ncemiface generate {" ".join(words)} '
+            f'--guidance-interval {low:g} {high:g} --out row\n')
 
 
 # %% ../nbs/80_explore.ipynb #cfabbb59
@@ -306,7 +309,7 @@ def settings(self:Explorer)->RowSettings:
     curve, similarity = self.curve, self.similarity.value
     if curve is None: return asked
     return replace(asked, m=curve.m_for(similarity), similarity=similarity, guidance=curve.guidance,
-        similarity_guidance=curve.similarity_guidance)
+        similarity_guidance=curve.similarity_guidance, guidance_interval=(curve.guidance_low, curve.guidance_high))
 
 @patch
 def _show_controls(self:Explorer):
@@ -350,7 +353,7 @@ def back(self:Explorer,
     "Bring the settings of an earlier row back"
     settings, self.paused = self.history[k].settings, True
     for name, value in asdict(settings).items():
-        if name not in ('similarity', 'similarity_guidance'): getattr(self, name).value = value
+        if hasattr(self, name) and name != 'similarity': getattr(self, name).value = value
     if settings.similarity is not None: self.similarity.value = settings.similarity
     self.by.value, self.paused = 'm' if settings.similarity is None else 'similarity', False
     self._moved()

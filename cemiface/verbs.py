@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .core import CemiFaceError, is_first_process, log, plain, read_json, text_table, versions
+from .core import (
+    CemiFaceError, is_first_process, log, plain, read_json, require_writable, text_table, versions)
 from .recipe import (
-    ASSETS, DRAWN, from_dict, InquiryConfig, Inputs, load_recipe, Recipe, recipes, SamplingConfig, to_toml)
+    ASSETS, changed, DRAWN, from_dict, InquiryConfig, Inputs, load_recipe, Recipe, recipes, SamplingConfig, to_toml)
 
 # %% ../nbs/81_verbs.ipynb #c007
 def overrides(
@@ -133,7 +134,7 @@ def finished_run(results, out):
 # %% ../nbs/81_verbs.ipynb #n8752620
 def next_commands(results, out, threshold):
     "Three commands for someone who has seen the demo: pack its best set, draw another one, plan a run of own photos"
-    made = [r for r in results['sets'] if r['kind'] == 'generated']
+    made = [r for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     best = max(made, key=lambda r: r['verification']['accuracy'], default=None)
     if best is None: return ''
     generator, people = out/'generator', min(20, best['identities'])
@@ -192,6 +193,7 @@ def do_train_recogniser(a):
     "A recogniser from labelled faces"
     from cemiface.recognition.training import train_recogniser
     recipe, faces = recipe_and_faces(a)
+    if a.precision: recipe = changed(recipe, [f'recogniser.precision={a.precision.replace("no", "fp32")}'])
     faces.require_labels()
     require_networks(a, recipe, 'recogniser', classes=faces.identities)
     say_faults(faces)
@@ -331,6 +333,7 @@ def do_calibrate(a):
     if not Path(a.generator).is_dir():
         raise CemiFaceError(f'--generator {a.generator} is no folder here, in which the calibration could be '
                             'kept')
+    require_writable(Path(a.generator)/'model_index.json')
     sampling, pipe, judge = sampling_of(a), open_generator(a), load_encoder(a.judge)
     check_steps(sampling.steps, pipe.scheduler.config.num_train_timesteps)
     judge.to(pipe.device)
@@ -340,13 +343,13 @@ def do_calibrate(a):
     for control in a.control or ('scalar', 'sphere'):
         c = calibrate(pipe, pictures, judge, control, per_face=a.per_face, sampling=sampling, seed=a.seed)
         pipe.keep(c)
+        save_index(pipe, a.generator)
         facts[control] = plain(c) | dict(reach=c.reach)
         rows = [(f'{m:g}', f'{mean:.3f}', f'{std:.3f}') for m, mean, std in zip(c.m, c.mean, c.std)]
         lines += [f'{control} control reaches [{c.reach[0]:.3f}, {c.reach[1]:.3f}] by the judge '
                   f'{c.judge[:8]}, '
                   f'{c.inquiries} inquiries; on others averages are {c.error:.3f} off',
                   *text_table(['m', 'cosine', 'std'], rows, '>>>'), '']
-    save_index(pipe, a.generator)
     return dict(generator=str(a.generator), calibrations=facts), '\n'.join(lines)
 
 # %% ../nbs/81_verbs.ipynb #c015
@@ -499,7 +502,7 @@ def do_bench(a):
     facts = bench(recipes, works, a.compare == 'naive', a.eid, a.repeats, device, autoencoder)
     text = [bench_table(facts)]
     if a.plots:
-        facts['plots'] = [write_costs(cost_curves(r, device, a.eid, a.repeats),
+        facts['plots'] = [write_costs(cost_curves(r, device, a.eid, a.repeats, autoencoder=autoencoder),
             Path(a.plots)/r.name) for r in recipes]
         text += [f'costs: {path}' for path in facts['plots']]
     return facts, '\n'.join(text)

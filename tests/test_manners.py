@@ -27,7 +27,7 @@ def test_help_fits_a_screen(verb, monkeypatch):
 
 def test_examples_run(cemiface, finished, dev, tmp_path):
     "Those that take seconds, in a folder where what they name lies"
-    for name, at in dict(set=finished.faces, photos=finished.inquiries, G=finished.generator).items(): (tmp_path/name).symlink_to(at)
+    for name, at in dict(set=finished.faces, faces=finished.inquiries, G=finished.generator).items(): (tmp_path/name).symlink_to(at)
     (tmp_path/'set.inquiries').symlink_to(finished.inquiries)
     for name in ('net.safetensors', 'judge.safetensors', 'eid.safetensors'): (tmp_path/name).symlink_to(finished.judge)
     assert cemiface('pack', '--from', dev/'images', '--to', 'lfw.bin', '--pairs', dev/'pairs.txt').code==0

@@ -443,7 +443,8 @@ def analyse(
     e, y = set_embeddings(judge, faces, cache, device), faces.labels
     similarity = near = rank = around = None
     if inquiries is not None:
-        if not faces.identities or y.max() >= len(inquiries):
+        faces.require_labels(1)
+        if y.max() >= len(inquiries):
             raise CemiFaceError(f'the set has labels up to {y.max()} and there are {len(inquiries)} '
                                 'inquiries; give the inquiries in the order of the labels')
         e_inquiry = set_embeddings(judge, inquiries, cache, device)

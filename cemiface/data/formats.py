@@ -201,8 +201,10 @@ def scan_folder(
 def inquiries_beside(
     set_folder:str|Path, # folder of a generated set
 )->Path:
-    "Where the inquiries of a set are written: in SET.inquiries"
+    "Where the inquiries of a set are written: in SET.inquiries; raises CemiFaceError for the root of all folders"
     path = Path(set_folder)
+    if path.name in ('', '..'): path = path.resolve()               # `.` is a folder with a name, too
+    if not path.name: raise CemiFaceError(f'{set_folder} is no folder of a set; name one')
     return path.with_name(path.name+'.inquiries')
 
 def find_inquiries(

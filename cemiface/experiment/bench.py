@@ -436,9 +436,8 @@ def naive_recogniser_job(
     cfg, size = s.recipe.recogniser, s.recipe.faces.size
     net = ARCHS[cfg.arch](cfg.dim, size, size).train().to(s.device)
     head = HEADS[cfg.head](cfg.dim, s.faces.identities, cfg.scale, cfg.margin).to(s.device)
-    weights = [*net.parameters(), *head.parameters()]
     kind = partial(torch.optim.SGD, momentum=cfg.momentum) if cfg.optimiser == 'sgd' else torch.optim.AdamW
-    optimiser = kind(weights, cfg.lr, weight_decay=cfg.weight_decay)
+    optimiser = kind([*net.parameters(), *head.parameters()], cfg.lr, weight_decay=cfg.weight_decay)
     augment, faces = naive_augmentation(cfg, size), list(zip(torch.tensor(s.faces.images), s.faces.labels))
     def collate(items): return default_collate([(augment(face), label) for face, label in items])
     loader = DataLoader(faces, cfg.batch, shuffle=True, drop_last=True, collate_fn=collate)
@@ -561,16 +560,17 @@ def cost_curves(
     eid:str|None=None, # see Setting
     repeats:int=3, # timings, of which the median counts
     steps=(5, 10, 20, 50), # numbers of steps to try
+    autoencoder:Autoencoder|None=None, # for a recipe that works in latents
 )->list[dict]: # rows with varied, value, seconds_per_face, steps, size, batch, precision
     "Seconds per drawn face, one of steps, size and batch varied at a time"
-    unit, batch = side_unit(recipe.parts.unet), recipe.sampling.batch or 128
+    unit = side_unit(recipe.parts.unet)*(1 if autoencoder is None else autoencoder.factor)
     sizes = {max(unit, 8, round(recipe.faces.size*k/unit)*unit) for k in (2/3, 1, 4/3, 2)}
-    device, rows = device or default_device(), []
+    device, batch, rows = device or default_device(), recipe.sampling.batch or 128, []
     batches = sorted({max(2, batch//k) for k in (64, 16, 4, 1)})
     tried = {'sampling.steps': steps, 'faces.size': sorted(sizes), 'sampling.batch': batches}
     for key, value in ((key, value) for key, values in tried.items() for value in values):
         r = changed(recipe, [f'{key}={value}', 'training.batch=2', 'recogniser.batch=2'])
-        job = generate_job(Setting(r, device, eid))
+        job = generate_job(Setting(r, device, eid, autoencoder))
         seconds, = measure(job.call, repeats=repeats, least=0, device=device)
         rows.append(dict(varied=key.partition('.')[2], value=value, seconds_per_face=seconds/job.items,
             steps=r.sampling.steps, size=r.faces.size, batch=job.batch, precision=job.precision))

@@ -464,7 +464,7 @@ def conclude_autoencoder(evidence):
     def words(role):
         o = own[role]
         return f'''a face keeps {o["kept"]:.3f} of itself (one in twenty less than {o["low"]:.2f}), and
-            verification loses {in_points(o)} of {before[role]["accuracy"]:.1%}.'''
+            verification loses {in_points(o)} of {before[role]["accuracy"]:.1%} (below 0 it gains).'''
     held = no_worse(own['judge']['lo'], own['judge']['hi'], .01)
     says = f'''{lab.autoencoder.name} (licence: {lab.autoencoder.licence}) at {size} pixels. For the judge
         {words("judge")} For E_id {words("identity")} Held if the judge loses at most one point,

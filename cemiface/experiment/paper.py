@@ -271,9 +271,11 @@ def conclude_dynamics(evidence):
     for k, arm in evidence.arms.items():
         histories, seen = [training_history(lab, arm, seed) for seed in range(lab.seeds)], []
         for history in histories: seen.append([epoch['accuracy'] for epoch in history])
-        seen = np.array(seen)                               # (seeds, epochs)
-        rows[k] |= {'best epoch': float(1+seen.argmax(1).mean()), 'best': float(seen.max(1).mean())}
-        lines[arm.name] = [dict(epoch=1+i, accuracy=mean) for i, mean in enumerate(seen.mean(0).tolist())]
+        verified = np.flatnonzero([accuracy is not None for accuracy in seen[0]])
+        seen = np.array(seen)[:, verified].astype(float)    # (seeds, verified epochs)
+        best = 1+verified[seen.argmax(1)]
+        rows[k] |= {'best epoch': float(best.mean()), 'best': float(seen.max(1).mean())}
+        lines[arm.name] = [dict(epoch=int(1+e), accuracy=mean) for e, mean in zip(verified, seen.mean(0).tolist())]
     loss, late = ([rows[k][key] for k in ('easy', 'semi', 'hard')] for key in ('loss', 'best epoch'))
     ordered = loss == sorted(loss) and late == sorted(late)
     held = False if not ordered else True if loss[0] < loss[1] < loss[2] and late[0] < late[2] else None

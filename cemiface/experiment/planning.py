@@ -263,8 +263,9 @@ def rate_of(
     steps:int=20, # sampling steps, for generate
 )->float: # images a second, with writing where it was measured
     "A measured rate; raises CemiFaceError where it was not measured at this size"
-    row = next((o for o in rates.get('rows', []) if o['work'] == work and o['size'] == size), None)
-    if row is None:
+    rows = [o for o in rates.get('rows') or () if isinstance(o, dict)] if isinstance(rates, dict) else []
+    row = next((o for o in rows if (o.get('work'), o.get('size')) == (work, size)), {})
+    if not isinstance(row.get('rate'), (int, float)) or row['rate'] <= 0:
         raise CemiFaceError(f'the rates hold no row of work "{work}" at {size} pixels; '
                             'measure it by cemiface bench at this size')
     if work == 'embed': return 2*row['rate']                # of faces in both views; a plan counts views

@@ -190,7 +190,7 @@ def plot_sweep(
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'],
         similarity=(r['similarity_to_inquiry'] or {}).get('mean'), accuracy=r['verification']['accuracy'],
         accuracy_std=float(np.std(r['verification']['seeds'])))
-        for r in results['sets'] if r['kind'] != 'recogniser']
+        for r in results['sets'] if r['kind'] != 'recogniser' and not r['volume']]
     fig, ax = plot_controls(rows, 'similarity', 'accuracy', 'accuracy_std')
     for r in rows:
         at, style = (r['similarity'], r['accuracy']), STYLES[r['control'] or r['kind']]

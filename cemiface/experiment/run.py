@@ -60,8 +60,7 @@ def check_recipe(
     rate_schedule(r.identity_encoder)
     rate_schedule(r.recogniser)
     channels, side = latent_sizes(r, autoencoder)
-    make = partial(build_denoiser, r.parts.unet, r.condition, 2, side, channels)
-    planned_bytes(make, f'{r.denoiser} and condition')
+    planned_bytes(partial(build_denoiser, r.parts.unet, r.condition, 2, side, channels), f'{r.denoiser} and condition')
     if r.inquiries.source == 'synthetic' and not (r.condition.dropout or trained):
         raise CemiFaceError('inquiries.source = "synthetic" needs a training with condition.dropout above 0')
 
@@ -79,8 +78,9 @@ def check_files(
     if None not in photos and sum(n > 1 for n in photos.values()) < 2:
         raise CemiFaceError(f'--faces {i.faces} lacks two people with at least two photos each '
                             'for the real-data baseline; add some, or give the photos without identities')
-    if i.pairs and i.pairs.endswith('.bin'): read_bin(i.pairs)
-    elif i.pairs: pair_files(read_pairs(i.pairs), i.images)
+    if i.pairs and Path(i.pairs).suffix.lower() == '.bin': read_bin(i.pairs)
+    elif i.pairs and i.images: pair_files(read_pairs(i.pairs), i.images)
+    elif i.pairs: read_pairs(i.pairs)
 
 # %% ../../nbs/71_experiment.run.ipynb #cc3c5ac8
 def check_inputs(
@@ -89,7 +89,7 @@ def check_inputs(
 ):
     "Raise CemiFaceError where a run on photos lacks a file, or has one that cannot be loaded"
     needed = ['faces', 'identity_encoder', 'pairs', 'images'] + ['autoencoder']*(r.autoencoder == 'given')
-    if str(i.pairs).endswith('.bin'): needed.remove('images')      # a .bin holds its images
+    if i.pairs and Path(i.pairs).suffix.lower() == '.bin': needed.remove('images')        # a .bin holds its images
     absent = [f'--{k.replace("_", "-")}' for k in needed if not getattr(i, k)]
     if absent: raise CemiFaceError(f'recipe {r.name} needs {", ".join(absent)}')
     check_files(i)
@@ -131,7 +131,9 @@ def open_run(
     autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
 )->Context:
     "Begin or resume. Raises CemiFaceError, before writing, for bad settings or files, or another run's folder"
-    inputs = inputs or Inputs()
+    inputs, source = inputs or Inputs(), recipe.inquiries.source
+    if inputs.inquiries and source != 'faces':
+        raise CemiFaceError(f'--inquiries is not read where inquiries.source = "{source}"; leave it out, or add -s inquiries.source=faces')
     if recipe.faces.source != 'toy': check_inputs(recipe, inputs)
     if autoencoder is None: autoencoder = given_autoencoder(recipe, inputs.autoencoder)
     check_recipe(recipe, bool(inputs.assets), autoencoder)
@@ -202,8 +204,7 @@ def load_encoders(
     toy = r.faces.source == 'toy'
     weights = [Path(i.assets or ctx.out)/role for role in ENCODER_ROLES]
     def train_toy(role):
-        faces = train
-        if role == 'judge': faces = toy_people('judge', t.identities, t.per_identity, r.faces.size, t.seed)
+        faces = train if role != 'judge' else toy_people('judge', t.identities, t.per_identity, r.faces.size, t.seed)
         train_recogniser(faces, r.identity_encoder, ctx.out/role, seed=r.seed, device=ctx.device)
     if not toy: weights = i.identity_encoder, i.judge or i.identity_encoder
     elif not i.assets:
@@ -231,9 +232,9 @@ def show_training(
     step:int, # of its training
 ):
     "Draw a row of faces into figures/training, and write a report of the rows so far"
-    r, home = ctx.recipe, ctx.out/'figures'/'training'
+    r, s, home = ctx.recipe, ctx.recipe.sampling, ctx.out/'figures'/'training'
     x = to_float(train.images[np.linspace(0, len(train)-1, min(8, len(train))).astype(int)])
-    sampling = dict(num_inference_steps=min(10, r.sampling.steps), guidance_scale=r.sampling.guidance)
+    sampling = dict(num_inference_steps=min(10, s.steps), guidance_scale=s.guidance, guidance_interval=(s.guidance_low, s.guidance_high))
     try: drawn = pipe(x, 1., generator=r.seed, output_type='pt', **sampling).images.cpu()
     except CemiFaceError as e: return log(f'step {step}: no faces to show yet ({e})')
     for name, row in {'inquiries': x, f'{step:09}': drawn}.items():
@@ -431,8 +432,7 @@ def judge_set(
     judge, faces, cache = encoders.judge, compared.faces, ctx.out/'cache'
     facts = plain(analyse(faces, judge, compared.inquiries, None, cache, ctx.device, encoders.judge_name))
     if not compared.inquiries: return facts
-    shown = faces, compared.inquiries, train
-    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in shown)
+    e, e_inquiry, e_train = (set_embeddings(judge, o, cache, ctx.device) for o in (faces, compared.inquiries, train))
     report = leakage_report(e, faces.labels, e_inquiry, e_train, nonmembers, ctx.device)
     rows = report['identities']
     write_text(ctx.out/'analysis'/f'{compared.name}.csv', csv_text([dict(
@@ -489,8 +489,8 @@ def collect_results(
     "Put the rows side by side with seconds, versions, hardware and recipe, and write results.json"
     real = next((r['verification']['accuracy'] for r in rows if r['kind'] == 'real'), None)
     for r in rows:
-        no_gap = real is None or r['kind'] == 'recogniser'
-        r['gap_to_real'] = None if no_gap else gap_to_real(real, r['verification']['accuracy'])
+        compared = real is not None and r['kind'] != 'recogniser'
+        r['gap_to_real'] = gap_to_real(real, r['verification']['accuracy']) if compared else None
     seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
     results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, autoencoder=autoencoder,
         spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),

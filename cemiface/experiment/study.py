@@ -24,7 +24,7 @@ from cemiface.core import (
     atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
     write_text)
 from ..recipe import (
-    from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
+    DRAWN, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
 from ..plots import bars, face_grid, standard_deviation
 from ..data.faces import FaceSet, to_float
@@ -128,9 +128,10 @@ class Study:
         if not learns_m(recipe) and any(map(asks_m, self.arms(recipe).values())):
             return ('its generator is trained at one m, so scalar control at another m means nothing to it; train one '
                     'with training.m_low = -1 and loss.lam above 0')
-        source = recipe.inquiries.source
-        if self.needs_people and source != 'faces':
-            return f'nobody knows who {source} inquiries are; it needs inquiries.source = "faces"'
+        source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values()}
+        compares_given = 'given' in kinds and not kinds.isdisjoint([*DRAWN, 'other'])
+        if source != 'faces' and (self.needs_people or compares_given):
+            return f'it needs given faces as inquiries, and those of the recipe are {source}; add -s inquiries.source=faces'
         lacking = self.needs_dropout and not recipe.condition.dropout
         return 'synthetic inquiries need condition.dropout above 0' if lacking else ''
 
@@ -451,7 +452,7 @@ def command_of(
     shipped = load_recipe(recipe.name) if known else recipe
     parts = [f'cemiface study {name} -r {recipe.name if known else shlex.quote(recipe.name+".toml")}']
     if recipe.faces.source == 'folder':
-        parts.append('--faces photos --identity-encoder eid.safetensors --judge judge.safetensors '
+        parts.append('--faces faces --identity-encoder eid.safetensors --judge judge.safetensors '
                      '--pairs pairs.txt --images dev')
     if recipe.autoencoder == 'given': parts.append('--autoencoder autoencoder.safetensors')
     for key in differences(asdict(shipped), asdict(recipe)):

@@ -30,7 +30,7 @@ from ..core import (
     atomic_path, CemiFaceError, check_version, fingerprint, first_line, FORMAT_VERSION, log, plain, read_json,
     read_text, RunFolder, text_table, write_text)
 from ..recipe import (
-    ASSETS, check_range, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
+    ASSETS, check_range, CONTROLS, FacesConfig, from_dict, GeneratorParts, SamplingConfig, ScheduleConfig)
 from ..runtime import planned, processes
 from ..data.faces import as_faces, FaceSet, to_uint8
 from ..encoders.pretrained import FaceEncoder, read_tensors, weights_for
@@ -182,12 +182,15 @@ def __call__(self:CemiFacePipeline,
     output_type:str='pil', # `pil`, `np` (n,h,w,3 in [0,1]) or `pt` (n,3,h,w in [-1,1])
     control:str='scalar', # `scalar`, `sphere` or `both`
     similarity_guidance_scale:float=1., # scalar control: above 1, away from the prediction for m = 1
+    guidance_interval:tuple[float, float]=(0., 1.), # part of t/T that is guided; 1 is pure noise
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
+    if control not in CONTROLS: raise CemiFaceError(f'control = {control!r} is not known; use one of {", ".join(CONTROLS)}')
+    if num_images_per_face < 1: raise CemiFaceError(f'num_images_per_face = {num_images_per_face}; use 1 or more')
     seed = generator
     if isinstance(seed, torch.Generator):
         seed = int(torch.randint(2**31, (1,), generator=seed, device=seed.device))
-    sampling = SamplingConfig(num_inference_steps, eta, guidance_scale, similarity_guidance_scale)
+    sampling = SamplingConfig(num_inference_steps, eta, guidance_scale, similarity_guidance_scale, *guidance_interval)
     request = self.resolve(SetRequest(m, similarity, control, seed, sampling))
     device, faces = self._execution_device, as_faces(faces)
     who = [(i, k) for i in range(len(faces)) for k in range(num_images_per_face)]

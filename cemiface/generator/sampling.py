@@ -50,6 +50,7 @@ class SetRequest:
                                 'one')
         if self.control not in (*CONTROLS, 'none'):
             raise CemiFaceError(f'control = {self.control!r} is not known; use one of {", ".join(CONTROLS)}')
+        if self.m is not None and not np.size(self.m): raise CemiFaceError('m is empty; give one number, or several')
         for value in np.ravel([] if self.m is None else self.m):
             if not -1 <= value <= 1: raise CemiFaceError(f'm = {value:g} is outside [-1, 1]')
         if self.control != 'scalar' and self.sampling.similarity_guidance != 1:

@@ -316,6 +316,7 @@ class NonFinite:
 # %% ../../nbs/35_generator.training.ipynb #n7624896
 class GuardedMuon(torch.optim.Muon):
     "Muon that leaves out a step whose `found_inf` is 1, as the fused AdamW does"
+    found_inf = None                                          # in fp16 the scaler leaves steps out
     def step(self, closure=None): # as for torch's optimisers
         "One step, where the gradient is finite"
         return None if self.found_inf else super().step(closure)

@@ -537,6 +537,7 @@ def train_recogniser(
     del decides['compile']                             # changes the last bits only
     key = fingerprint('recogniser', decides, faces.fingerprint, faces.labels, seed)
     out, ranks = Path(out), processes(torch.device(device).type == 'cpu')
+    if out.name in ('', '..'): raise CemiFaceError(f'{out} is no name of a folder for a recogniser; give another')
     state, first = out.with_name(out.name+'.state'), ranks.is_main_process
     if first: sweep(out.parent, deep=False)            # what a killed run left beside it
     if _is_finished(out, key): return load_encoder(out).to(device)

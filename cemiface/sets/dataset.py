@@ -69,8 +69,11 @@ def layout_of(
     identities:int, # number of inquiries
 )->Layout:
     "The layout of a request; raises CemiFaceError where it names another number of identities"
-    counts = np.broadcast_to(request.per_identity,
-        identities) if np.ndim(request.per_identity) == 0 else request.per_identity
+    counts = np.array(request.per_identity)
+    if not counts.ndim: counts = counts.repeat(identities)
+    if not counts.any() or counts.min() < 0:
+        raise CemiFaceError(f'per_identity = {request.per_identity} asks for no face; give numbers of 0 or more, '
+                            'not all of them 0')
     if len(counts) != identities:
         raise CemiFaceError(f'per_identity has {len(counts)} numbers for {identities} inquiries; give one '
                             'for each')
@@ -204,15 +207,16 @@ def my_batches(
 def merge_manifests(
     folder:RunFolder, # of the set
     key:str, # fingerprint of the finished set
-    total:int, # faces it should hold
+    layout:Layout, # faces it should hold
 ):
     "Make one manifest of the parts, in order, and mark the set as finished"
     out, parts = folder.path, sorted(folder.path.glob('manifest*.jsonl'))
     lines = ((r['identity'], r['index'], n, at) for n, p in enumerate(parts) for at, r in numbered_rows(p))
     order = np.fromiter(lines, np.dtype((np.int64, 4)))
     order = order[np.unique(order[:, :2], axis=0, return_index=True)[1]]
-    if len(order) < total:
-        raise CemiFaceError(f'{out} lacks {total-len(order)} of its {total} faces, because a process has '
+    lacking = layout.total - sum(layout.place(*who) is not None for who in order[:, :2].tolist())
+    if lacking:
+        raise CemiFaceError(f'{out} lacks {lacking} of its {layout.total} faces, because a process has '
                             'ended early; start again')
     with contextlib.ExitStack() as stack, atomic_path(out/'manifest.jsonl') as tmp, open(tmp, 'wb') as to:
         files = [stack.enter_context(open(p, 'rb')) for p in parts]
@@ -220,7 +224,7 @@ def merge_manifests(
             files[n].seek(at)
             to.write(files[n].readline())
     for p in out.glob('manifest-*.jsonl'): p.unlink()
-    folder.finish('faces', key, faces=total)
+    folder.finish('faces', key, faces=layout.total)
 
 # %% ../../nbs/41_sets.dataset.ipynb #n4073230
 def drawing_copy(
@@ -335,7 +339,7 @@ def write_set(
     drawn = drawn_batches(pipe, inquiries, request, layout, batches, folder)
     write_faces(folder, drawn, record, image_format, ranks.process_index, sum(map(len, batches)))
     ranks.wait_for_everyone()
-    if ranks.is_main_process: merge_manifests(folder, key, layout.total)
+    if ranks.is_main_process: merge_manifests(folder, key, layout)
     ranks.wait_for_everyone()
     return layout
 
@@ -370,7 +374,7 @@ def make_set(
         files = [face_file(Path(), *w, image_format).as_posix() for w in who]
         return FaceSet(np.concatenate(faces), [identity for identity, _ in who], files=files)
     out = Path(out)
-    if inquiries.files is None:
+    if inquiries.files is None or not (inquiries.root and Path(inquiries.root).is_dir()):
         inquiries = write_inquiries(inquiries.images, inquiries_beside(out))
     return read_set(out, write_set(pipe, inquiries, request, out, image_format), pipe.size)
 
@@ -397,8 +401,10 @@ def real_subset(
     people = [p for p in np.argsort(-counts, kind='stable') if counts[p] > 1]
     if len(people) < 2:
         raise CemiFaceError('the real-data baseline needs two people with at least two photos each')
-    enough = np.searchsorted(np.cumsum(counts[people]), images) + 1
-    rows = np.concatenate([np.flatnonzero(faces.labels == p) for p in people[:max(2, enough)]])
+    most = counts[people]
+    most[0] = min(most[0], max(images//2, images-most[1:].sum()))            # the second is wanted, too
+    enough = np.searchsorted(np.cumsum(most), images) + 1
+    rows = np.concatenate([np.flatnonzero(faces.labels == p)[:k] for p, k in zip(people[:enough], most)])
     return faces.subset(np.sort(rows[:images]))
 
 # %% ../../nbs/41_sets.dataset.ipynb #c049
