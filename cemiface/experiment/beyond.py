@@ -112,6 +112,7 @@ def conclude_points(evidence):
     return Finding(held, words, way_curve(evidence), family)
 
 SPHERE_TRAINING = load_study('sphere-training', conclude_points, point_arms)
+NEIGHBOURS = load_study('neighbours')
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c8377499
 def add_variety(evidence):
@@ -573,7 +574,7 @@ FAIRNESS = load_study('fairness', conclude_fairness)
 
 # %% ../../nbs/77_experiment.beyond.ipynb #c32ff465
 STUDIES = PAPER_STUDIES | {study.name: study for study in (
-    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY, VOLUME_STUDY,
+    SPHERE, SPHERE_VARIANTS, SPHERE_TRAINING, NEIGHBOURS, ANOTHER_PHOTO, CALIBRATION, REACH_STUDY, WHY, LEAKAGE, SOURCES_STUDY, VOLUME_STUDY,
     IDENTITY_CONSISTENCY, STEPS, FEW_STEPS, AUTOENCODER, FAIRNESS)}
 
 # %% ../../nbs/77_experiment.beyond.ipynb #cf8367ac

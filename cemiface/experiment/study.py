@@ -325,12 +325,13 @@ def words_of_recipe(
     def below_one(*levels): return sorted({*levels}-{1.}, reverse=True)
     own, toy = recipe.study.sphere or SPHERE_LEVELS, recipe.faces.source == 'toy'
     sphere = below_one(*own)
-    half = f'{max(2, recipe.inquiries.identities//2)}x{recipe.generation.per_identity}'
+    widest = max(.4, ((1+recipe.inquiries.threshold)/2)**.5)       # half the angle to the nearest other identity
     return {
         'lower scalar levels': below_one(*SCALAR_LEVELS, *recipe.study.scalar),
         'lower sphere levels': sphere, 'highest sphere levels': sphere[:3],
         'middle level': sorted(own, reverse=True)[len(own)//2], 'lowest sphere level': min(own),
-        'half of the identities': half,
+        'half of the identities': f'{max(2, recipe.inquiries.identities//2)}x{recipe.generation.per_identity}',
+        'levels of a cone': tuple(np.linspace(1, widest, 9).round(3).tolist()),
         'similarity groups': range(1, 1+min(5, recipe.toy.per_identity if toy else 2))}
 
 # %% ../../nbs/75_experiment.study.ipynb #ca818ea1
