@@ -353,7 +353,7 @@ def back(self:Explorer,
     "Bring the settings of an earlier row back"
     settings, self.paused = self.history[k].settings, True
     for name, value in asdict(settings).items():
-        if hasattr(self, name) and name != 'similarity': getattr(self, name).value = value
+        if name not in ('similarity', 'similarity_guidance', 'guidance_interval'): getattr(self, name).value = value
     if settings.similarity is not None: self.similarity.value = settings.similarity
     self.by.value, self.paused = 'm' if settings.similarity is None else 'similarity', False
     self._moved()
