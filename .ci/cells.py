@@ -24,7 +24,7 @@ def complaints(cells):
         skipped = re.search(r'nbdev_export\(|^#\|\s*eval:\s*false', src, re.M)
         if exported and n > LONGEST: yield f'cell {i}: {n} exported lines, at most {LONGEST}: split the idea'
         if mixed(src) and not (exported or skipped): yield f'cell {i}: imports and does something: two cells'
-        m = re.search(r'(/home/|/root/|/Users/|/tmp/)[^\s"\\]+', json.dumps(c['outputs']))
+        m = re.search(r'(/home/|/root/|/Users/|/tmp/|site-packages/)[^\s"\\]+', json.dumps(c['outputs']))
         if m: yield f'cell {i}: an output shows {m[0]}'
 
 def notebooks(): return [p for p in sorted(Path('nbs').rglob('*.ipynb')) if not any(d[0] in '._' for d in p.parts)]

@@ -106,7 +106,7 @@ def progress(
     unit:str='it', # what is being counted
     **kw, # for tqdm
 )->tqdm:
-    "A progress bar on a terminal's standard error; elsewhere a line every 15 seconds; nothing if CEMIFACE_QUIET is set"
+    "A bar on a terminal's standard error, a line every 15 seconds in a file; nothing in a notebook or with CEMIFACE_QUIET"
     stream, options = sys.stderr, dict(dynamic_ncols=True)
     quiet = bool(os.environ.get('CEMIFACE_QUIET')) or stream is not sys.__stderr__      # a notebook's, a test's
     if not (quiet or stream.isatty()):
@@ -461,7 +461,7 @@ class RunFolder:
         return self
 
     def begin(self):
-        "Keep changed settings; to be called before work under them. CemiFaceError where others came between"
+        "Write new settings into run.json, before the first work under them; CemiFaceError if another command began here meanwhile"
         mark, mine = self.path/'run.json', (self.opened or {}).get('fingerprint')
         if self.changed: write_json(mark, self.opened)
         elif mine and mark.exists() and read_json(mark).get('fingerprint') != mine:

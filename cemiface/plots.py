@@ -53,7 +53,7 @@ def plot_similarity(
     ax = ax or plt.subplots(figsize=(5, 2.8), dpi=72)[1]
     for i, (name, v) in enumerate(sets.items()):
         ax.hist(v, np.linspace(-1, 1, bins+1), density=True, histtype='step', lw=1.6,
-            color=COLOURS[i%7], ls=LINES[i%4], label=f'{name} ({np.mean(v):.2f})')
+            color=COLOURS[i%7], ls=LINES[i%4], label=f'{name} ({round(float(np.mean(v)), 2)+0:.2f})')
     ax.set(xlabel=f'cosine to the inquiry, by {judge}', ylabel='density', xticks=np.linspace(-1, 1, 5))
     ax.legend(fontsize=8)
     return ax

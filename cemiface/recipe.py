@@ -372,8 +372,8 @@ class InquiryConfig:
         'points among the training embeddings', choices=['faces', *DRAWN])
     identities:int = setting(10_000, 'how many to keep', lo=2, hi=10**7)
     threshold:float = setting(.3, 'every pair of inquiries is less similar than this, by E_id', above=-1, hi=1)
-    avoid:float = setting(1., 'every inquiry is less similar than this to every training photo; 1 does not '
-                              'ask (half of other people are nearer than those sampled)', above=-1, hi=1)
+    avoid:float = setting(1., 'every inquiry is less similar than this to every training photo; 1: no limit. '
+        'Sampled ones keep as far away as the median held-out person in any case', above=-1, hi=1)
     drawn:int = setting(20_000, 'when not given: faces drawn, or points sampled, to choose from', lo=2)
 
 # %% ../nbs/01_recipe.ipynb #n8108614
@@ -386,8 +386,8 @@ class SamplingConfig:
         lo=0)
     similarity_guidance:float = setting(1., 'of scalar control: 1 follows m; above 1, away from the '
                                             'prediction for m = 1', lo=0)
-    guidance_low:float = setting(0., 'least t/T, where 1 is pure noise, that is guided', lo=0, hi=1)
-    guidance_high:float = setting(1., 'largest t/T that is guided', lo=0, hi=1)
+    guidance_low:float = setting(0., 'guidance applies from this t/T on, where 1 is pure noise; similarity guidance always', lo=0, hi=1)
+    guidance_high:float = setting(1., 'guidance applies up to this t/T', lo=0, hi=1)
     batch:int = setting(128, 'faces computed at once, which decides the last bits of a face; 0: what fits '
                              'the GPU', lo=0)
     precision:str = setting('no', 'of the denoiser and decoder; auto: bf16 where the hardware is faster at it, else no',

@@ -46,7 +46,7 @@ class Finding:
         return '\n'.join(lines)
 
 # %% ../../nbs/63_analysis.check.ipynb #k007
-def judged(check, files, total, words, advice, accepted=.01): # and the fraction of files that good sets reach
+def judged(check, files, total, words, advice, accepted=.01): # accepted: fraction of files up to which a set passes
     "A finding of some files among so many"
     state = 'FOUND' if len(files) > accepted*total else 'ok'
     return Finding(check, state, f'{len(files):,} of {total:,} {words}', tuple(files), advice)
@@ -305,7 +305,7 @@ def people_finding(faces, e, high): # with labels; embeddings (n,d); a cosine th
     rows = np.flatnonzero((cosines > high) & (alike > high))
     pairs = {tuple(sorted((faces.names[labels[i]], faces.names[labels[at[i]]]))): alike[i] for i in rows}
     pairs = sorted(pairs, key=lambda o: -pairs[o])
-    pairs, words = [f'{a} = {b}' for a, b in pairs], 'labels are a person that has another label, too'
+    pairs, words = [f'{a} = {b}' for a, b in pairs], 'labels show a person who has another label as well'
     return judged('people', pairs, len(count), words, 'give both one label', .005)
 
 # %% ../../nbs/63_analysis.check.ipynb #k042
@@ -334,7 +334,7 @@ def apart_finding(cosines, same): # of pairs; whether of one identity
     "Whether a judge tells pairs of one identity from pairs of two"
     rate = equal_error_rate(cosines, same)
     state, words = 'FOUND' if rate > .2 else 'ok', f'{rate:.1%} of pairs are confused by this judge'
-    return Finding('told apart', state, words, (), 'labels or faces carry no identity to be learned')
+    return Finding('told apart', state, words, (), 'check labels and alignment; little about identities can be learned from this')
 
 # %% ../../nbs/63_analysis.check.ipynb #k047
 def pair_findings(
@@ -373,7 +373,7 @@ def check_set(
     findings += [colour_finding(faces)]
     if found.pairs is None: findings.append(copies_finding(faces))
     def unchecked(why): return [*findings, Finding('labels', 'not checked', why)]
-    if judge is None: return unchecked('nor the position of faces: a face encoder is needed (--judge)')
+    if judge is None: return unchecked('labels and positions of faces need a face encoder (--judge)')
     judge = judge.to(device or judge.device).folded()
     e, named = embed(judge, faces.images), set()
     findings += position_findings(judge, faces, e)

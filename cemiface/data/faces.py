@@ -266,7 +266,7 @@ def save(self:FaceSet,
     folder:str|Path, # does not exist yet, or is empty
     image_format:str='png', # or 'jpg', a quarter as large but not exact
 )->Path: # the folder
-    "Write IDENTITY/000.png and so on; flat for an unlabelled set. Raises CemiFaceError where files are"
+    "Write IDENTITY/000.png and so on; flat for an unlabelled set. Raises CemiFaceError if the folder holds files"
     folder, written = Path(folder), collections.Counter()
     if folder.exists() and any(folder.iterdir()):
         raise CemiFaceError(f'{folder} holds files; choose another folder')

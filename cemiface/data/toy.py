@@ -334,14 +334,15 @@ FIRST_PERSON = dict(training=0, judge=300_000, candidates=600_000, test=900_000)
 
 def toy_people(
     role:str, # `training`, `judge`, `candidates` or `test`
-    n:int, # how many people
+    n:int, # how many people, at most 300,000
     per_identity:int=1, # photos of each
     size:int=24, # side in pixels
     seed:int=0, # seed of the population
 )->FaceSet: # labelled set in the order of persons
-    "The first `n` toy people of a role; raises CemiFaceError for another role"
+    "The first `n` toy people of a role; raises CemiFaceError for another role, or more people than it has"
     if role not in FIRST_PERSON:
         raise CemiFaceError(f'{role!r} is no role of toy people; choose one of {", ".join(FIRST_PERSON)}')
+    if n > 300_000: raise CemiFaceError(f'{n:,} people of role {role} are more than its 300,000; ask for fewer')
     return toy_faces(n, per_identity, size, seed, FIRST_PERSON[role])
 
 # %% ../../nbs/14_data.toy.ipynb #cdc0656f

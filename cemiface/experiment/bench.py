@@ -99,7 +99,7 @@ class Setting:
     "Faces, E_id and device that the works of a recipe share; raises CemiFaceError for sizes that do not fit"
     recipe:Recipe        # sizes
     device:str='cpu'     # where to work
-    eid:str|None=None    # E_id: a name of ARCHS, or weights; by default the recipe's, or one that people use
+    eid:str|None=None    # E_id: a name of ARCHS, or weights; by default the toy's own, else ir50 from 112 pixels on, mobilefacenet below
     autoencoder:Autoencoder|None=None # of the latents, for a recipe that works in them
 
     def __post_init__(self):

@@ -109,8 +109,8 @@ def conclude_volumes(evidence):
         if gap > 0: closed[rows[semi]['name']] = 1-rows[semi]['gap']/gap
     held, words, family = better(evidence)
     fractions = ', '.join(f'{name} {v:.0%}' for name, v in closed.items()) or 'there was none'
-    says = f'''{words} Closed of the gap: {fractions}. Held if every difference is sure and every share
-        above one half.'''
+    says = f'''{words} Of the gap to real photos, this much is closed: {fractions}. Held if every difference is sure
+        and every fraction above one half.'''
     most = True if len(closed) == len(family) and min(closed.values()) > .5 else None
     return Finding(jointly(held, most), says, bars(evidence.table), family)
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial, reduce
 from itertools import combinations, product
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -269,9 +270,9 @@ def surely_above(
 def no_worse(
     lo:float, hi:float, # interval of how much worse
     margin:float, # that would not matter
-)->bool|None: # False where it is surely worse, None where the interval is too wide
+)->bool|None: # False where it is worse by more, None where the interval is too wide
     "Is something at most so much worse?"
-    return False if lo > 0 else True if hi <= margin else None
+    return True if hi <= margin else False if lo > margin else None
 
 # %% ../../nbs/75_experiment.study.ipynb #c992afec
 def better(
@@ -595,5 +596,5 @@ def studies_table(
     results:list[dict], # from run_studies
 )->str: # text in columns
     "One line a study"
-    lines = [[r['study'], HELD[r['held']], r['says'][:110]] for r in results]
+    lines = [[r['study'], HELD[r['held']], shorten(r['says'], 110, placeholder=' ...')] for r in results]
     return '\n'.join(text_table(['study', 'shape', 'what was found'], lines, '<<<'))

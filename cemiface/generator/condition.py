@@ -100,7 +100,7 @@ def m_of(
     seed:int, # seed of the set
     identity:int, # number of the identity
     index:int, # number of the face within the identity
-)->float: # one of them, each equally often
+)->float: # one of them, each with the same probability
     "The requested similarity of one face."
     ms = m if isinstance(m, (list, tuple)) else [m]
     return float(ms[stable_seed(seed, 'm', identity, index)%len(ms)])

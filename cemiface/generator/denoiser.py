@@ -116,7 +116,7 @@ def attention(
 
 # %% ../../nbs/33_generator.denoiser.ipynb #n1188904
 class TransformerBlock(nn.Module):
-    "Attention and an MLP, with adaptive layer norms and gates that start at zero."
+    "Attention and an MLP, with adaptive layer norms and gates; `FaceTransformer` starts the gates at zero."
     def __init__(self,
         width:int, # channels of a token
         heads:int, # attention heads

@@ -50,14 +50,14 @@ def cosine_to(
 def similarity_matching(
     s:Tensor, # achieved cosine similarity, (b,)
     m:Tensor, # requested similarity, (b,) in [-1,1]
-    t:Tensor, # timesteps, (b,) in 0..T-1; for any schedule noise_fraction, with T = 1
+    t:Tensor, # timesteps, (b,) in 0..T-1; or what noise_fraction gives, with T = 1
     T:int=1000, # number of timesteps
     distance:Callable=squared, # measures the gap: a value of DISTANCES, or any (s, goal) -> (b,)
-    matched:Tensor|None=None, # what should be `m` at late timesteps, (b,); by default `s`
+    late:Tensor|None=None, # the cosine that should be `m` at late timesteps, (b,); by default `s`
 )->Tensor: # loss per face, (b,)
     "Recover the identity at early timesteps, match `m` at late ones (paper, Eq 13)."
     g = t/T
-    return (1-g)*distance(s, torch.ones_like(s)) + g*distance(s if matched is None else matched, m)
+    return (1-g)*distance(s, torch.ones_like(s)) + g*distance(s if late is None else late, m)
 
 # %% ../../nbs/34_generator.losses.ipynb #c39450b5
 def lambda_at(

@@ -182,7 +182,7 @@ def __call__(self:CemiFacePipeline,
     output_type:str='pil', # `pil`, `np` (n,h,w,3 in [0,1]) or `pt` (n,3,h,w in [-1,1])
     control:str='scalar', # `scalar`, `sphere` or `both`
     similarity_guidance_scale:float=1., # scalar control: above 1, away from the prediction for m = 1
-    guidance_interval:tuple[float, float]=(0., 1.), # part of t/T that is guided; 1 is pure noise
+    guidance_interval:tuple[float, float]=(0., 1.), # part of t/T in which guidance_scale applies; 1 is pure noise
 )->CemiFaceOutput: # images, inquiry by inquiry, and their similarity
     "Draw faces; raises CemiFaceError for m, similarity, control or steps out of range"
     if control not in CONTROLS: raise CemiFaceError(f'control = {control!r} is not known; use one of {", ".join(CONTROLS)}')

@@ -479,7 +479,7 @@ class KeepState(Callback):
                      compiled=self.learn.compiled, model=get_model(self.model).state_dict(), opt=self.opt.state_dict())
         with atomic_path(self.path) as p: torch.save(state, p)
     after_train = save
-    def before_fit(self): require_writable(self.path)         # or it would be found after an epoch
+    def before_fit(self): require_writable(self.path)         # else it would be noticed only after an epoch
 
 # %% ../../nbs/51_recognition.training.ipynb #ce531125
 def kept_state(

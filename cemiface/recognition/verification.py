@@ -48,7 +48,7 @@ def score_pairs(
     cache=None, # folder that keeps embeddings
     device=None, # where to compute; by default where the encoder is
 )->np.ndarray: # cosine (n,), in [-1,1]
-    "Similarity of the faces of every pair, as an encoder sees them. CemiFaceError for images of one colour."
+    "Similarity of the faces of every pair, by an encoder. CemiFaceError for images of one colour, or embeddings with NaN."
     blank = np.flatnonzero(of_one_colour(pairs.images))
     if len(blank):
         raise CemiFaceError(f'{pairs.name}: {len(blank)} of {len(pairs.images)} images have one colour and '
@@ -106,7 +106,7 @@ def bars_at_far(
     different:np.ndarray, # cosines of pairs of different people, (n,)
     fars=(1e-2, 1e-3), # false acceptance rates
 )->np.ndarray: # a cosine for each rate, (k,)
-    "The cosine that a pair must exceed, so that no more of these are accepted"
+    "For each rate, the lowest cosine above which at most that fraction of these pairs lies"
     falling = np.append(np.sort(different)[::-1], -np.inf)     # the curve would need more memory
     rates = np.arange(1, len(falling))/(len(falling)-1)        # FAR when so many of them are accepted
     return falling[np.searchsorted(rates, fars, 'right')]      # the next one is not accepted
@@ -263,7 +263,9 @@ def verify(
     folds=None, # instead of those of the pair set
     fars=(1e-2, 1e-3), # false acceptance rates
 )->Verification:
-    "Verify all pairs by mirror-summed embeddings. CemiFaceError for too few pairs."
+    """Verify all pairs by mirror-summed embeddings.
+
+    CemiFaceError for too few pairs, pairs of one kind only, images of one colour, or embeddings with NaN."""
     sim, folds = score_pairs(encoder, pairs, cache, device), folds or pairs.folds
     found = fold_accuracy(sim, pairs.same, folds)
     ci95 = bootstrap_interval(found['correct'], pairs.person_left, pairs.person_right)
