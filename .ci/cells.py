@@ -30,6 +30,8 @@ def complaints(cells):
 def notebooks(): return [p for p in sorted(Path('nbs').rglob('*.ipynb')) if not any(d[0] in '._' for d in p.parts)]
 
 if __name__ == '__main__':
-    bad = [f'{p}, {o}' for p in notebooks() for o in complaints(json.loads(p.read_text(encoding='utf-8'))['cells'])]
+    read = {p: json.loads(p.read_text(encoding='utf-8')) for p in notebooks()}
+    bad = [f'{p}, {o}' for p, nb in read.items() for o in complaints(nb['cells'])]
+    bad += [f'{p}: metadata hold the state of widgets; delete it' for p, nb in read.items() if 'widgets' in nb['metadata']]
     for o in bad: print(o)
     sys.exit(bool(bad))

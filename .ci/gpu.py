@@ -205,7 +205,7 @@ def lab_of(args):
 
 def jobs_of(lab):
     "(arm, recogniser seed), the long ones first, all of one seed before the next"
-    from cemiface.experiment.beyond import STUDIES
+    from cemiface.experiment.practice import STUDIES
     from cemiface.recipe import volume_counts
     def size(arm): return volume_counts(arm.volume).sum() if arm.volume else 10**5
     arms = sorted(STUDIES['volume'].arms(lab.recipe).values(), key=size, reverse=True)
@@ -224,7 +224,7 @@ def recognisers(args, number):
 
 def volume(args):
     from cemiface.experiment.arms import faces_of
-    from cemiface.experiment.beyond import STUDIES
+    from cemiface.experiment.practice import STUDIES
     from cemiface.experiment.study import make_study
     start = time.monotonic()
     def told(**facts): tell('volume', seconds=round(time.monotonic()-start, 1), **facts)

@@ -28,6 +28,8 @@ TITLES = {
     'm-sweep': 'Which m trains best under scalar control?',
     'm-training': 'Which values of m should the generator train on?',
     'map': 'Where do faces lie around their inquiry?',
+    'neighbours': 'One similarity, or a cone?',
+    'photos': 'How many photos does a generator need?',
     'reach': 'How far can the similarity be moved?',
     'roc': 'How good at low false acceptance?',
     'similarity-groups': 'Which real photos of a person train best?',
@@ -37,6 +39,7 @@ TITLES = {
     'sphere-training': 'Should the generator train with sphere control?',
     'sphere-variants': 'Does the optimum stay with other inquiries?',
     'steps': 'How many sampling steps are enough?',
+    'volume': 'How many faces does it take?',
     'why': 'Why do semi-hard faces train best?',
 }
 

@@ -36,8 +36,9 @@ from .experiment.run import demo, run
 from .experiment.bench import bench, bench_table
 from .experiment.planning import dry_run
 from .experiment.study import run_studies, studies_table
-from .experiment.beyond import choose_studies, suggest_m
-from .experiment.beyond import STUDIES
+from .experiment.beyond import suggest_m
+from .experiment.practice import choose_studies
+from .experiment.practice import STUDIES
 from .explore import explore
 
 # %% ../nbs/83_all.ipynb #c005

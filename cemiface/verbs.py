@@ -466,7 +466,7 @@ def lab_of(a):
 # %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
     "Tables and figures"
-    from cemiface.experiment.beyond import choose_studies, STUDIES, study_named
+    from cemiface.experiment.practice import choose_studies, STUDIES, study_named
     from cemiface.experiment.study import run_studies, studies_table
     if a.list:
         found = [dict(name=s.name, where=s.where, claim=s.claim) for s in STUDIES.values()]

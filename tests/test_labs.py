@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cemiface.analysis.variety import read_groups
 from cemiface.core import CemiFaceError, csv_text, RunFolder
 from cemiface.data.faces import FaceSet, save_image
-from cemiface.experiment import arms, beyond, study
+from cemiface.experiment import arms, practice, study
 from cemiface.experiment.report import markdown_text
 from cemiface.recipe import changed, Inputs, load_recipe, recipes
 
@@ -117,7 +117,7 @@ def test_kept_faces_are_refused_when_damaged_and_made_again_when_deleted(damage)
 def test_what_decides_a_study(tmp_path):
     "Another file of groups, other pairs or another judge: nothing is taken from before"
     other, cost = SimpleNamespace(fingerprint='y'), study.load_study('cost')
-    fairness = replace(beyond.FAIRNESS, arms=lambda recipe: {})
+    fairness = replace(practice.FAIRNESS, arms=lambda recipe: {})
     seen = {str(study.deciding(cost, lab_in(tmp_path, **o))) for o in ({}, dict(train=other), dict(judge=other), dict(native_pairs=other), dict(seeds=2))}
     assert len(seen) == 5
     found = []
@@ -136,15 +136,15 @@ def test_groups_are_those_of_the_inquiries(tmp_path):
     lab = lab_in(tmp_path, train=train, inputs=Inputs(), inquiries=[0, 1])
     lab.recipe = changed(lab.recipe, ['faces.source="folder"'])
     lab.folder.finish('inquiries', 'key', found=[2, 0])
-    assert beyond.groups_of_people(lab)[0]['file'].tolist() == ['b', 'c']
+    assert practice.groups_of_people(lab)[0]['file'].tolist() == ['b', 'c']
     lab.inputs = Inputs(inquiries=str(tmp_path/'given'))
-    assert beyond.groups_of_people(lab)[0]['file'].tolist() == ['c', 'a']
+    assert practice.groups_of_people(lab)[0]['file'].tolist() == ['c', 'a']
     with pytest.raises(CemiFaceError, match='inquiries.source'):
-        beyond.choose_studies(['fairness'], changed(lab.recipe, ['inquiries.source="synthetic"']))
+        practice.choose_studies(['fairness'], changed(lab.recipe, ['inquiries.source="synthetic"']))
 
 def test_names_of_groups_in_a_figure(tmp_path):
     rows = [dict(name='real', what=what, kind='file', group=group, mean=.5, lo=.4, hi=.6) for what in ('accuracy', 'similarity') for group in HOSTILE]
-    beyond.plot_groups(rows, 'a judge').savefig(tmp_path/'figure.png')
+    practice.plot_groups(rows, 'a judge').savefig(tmp_path/'figure.png')
 
 def test_photos_without_people(tmp_path, monkeypatch):
     "Refused before any work, and only by the studies that need to know people"
@@ -152,5 +152,5 @@ def test_photos_without_people(tmp_path, monkeypatch):
     monkeypatch.setattr(study, 'open_lab', lambda *_: flat)
     toy = flat.recipe
     with pytest.raises(CemiFaceError, match='m-sweep, another-photo; give'):
-        study.run_studies(toy, tmp_path, beyond.choose_studies(['m-sweep', 'calibration', 'another-photo'], toy))
-    assert not [o for o in ('m-mixing', 'grid', 'cost', 'calibration', 'leakage') if beyond.STUDIES[o].needs_labels(toy)] and not os.listdir(tmp_path)
+        study.run_studies(toy, tmp_path, practice.choose_studies(['m-sweep', 'calibration', 'another-photo'], toy))
+    assert not [o for o in ('m-mixing', 'grid', 'cost', 'calibration', 'leakage') if practice.STUDIES[o].needs_labels(toy)] and not os.listdir(tmp_path)

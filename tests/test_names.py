@@ -32,7 +32,7 @@ def rows_of(page):
 def row_of(name, group): return dict(name=name, what='similarity', kind='file', group=group, mean=.5, lo=.4, hi=.6, faces=9, identities=3)
 
 def study_page(name, group):
-    from cemiface.experiment.beyond import FAIRNESS
+    from cemiface.experiment.practice import FAIRNESS
     from cemiface.experiment.study import Finding, markdown_of
     rows = [row_of(name, o) for o in ('plain', group)]
     f = Finding(None, 'Nothing.', None, rows=rows, columns=dict(set='name', group='group', mean='mean:.2f'))
@@ -50,7 +50,7 @@ def check_study_pages():
         assert [o.count('|') for o in rows_of(page)] == [o.count('|') for o in rows_of(plain)]
         assert all(o.isprintable() for o in rows_of(page))
     check()
-    from cemiface.experiment.beyond import plot_groups
+    from cemiface.experiment.practice import plot_groups
     groups = '$x_{$ $', '\\$\\frac$', '\n\0<b>\u202e'                           # are drawn, and are no formulas
     plot_groups([row_of('a set', o) for o in groups], 'a judge').savefig(io.BytesIO())
 

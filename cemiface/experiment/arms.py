@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'COPIES', 'STUDY_FILE', 'TUNINGS', 'MAKERS', 'Arm', 'requested', 'Tuning', 'tuning_recipe', 'Lab', 'open_lab',
-           'pipeline_of', 'low_quality', 'inquiries_of', 'make_faces', 'faces_of', 'inquiries_of_arm', 'training_set',
-           'recogniser_similarities', 'training_history', 'measure_arms', 'calibration_of', 'similarities_achieved']
+           'photos_of', 'pipeline_of', 'low_quality', 'inquiries_of', 'make_faces', 'faces_of', 'inquiries_of_arm',
+           'training_set', 'recogniser_similarities', 'training_history', 'measure_arms']
 
 # %% ../../nbs/74_experiment.arms.ipynb #cb294bc4
 import re
@@ -24,8 +24,7 @@ from ..encoders.backbones import unit
 from ..encoders.pretrained import embed, embed_set
 from ..generator.schedule import make_sampler
 from ..generator.autoencoder import Autoencoder
-from ..generator.sampling import draw_batch, for_sampling, request_of, SetRequest
-from ..generator.calibration import achieved, calibrate, Calibration, LEVELS
+from ..generator.sampling import draw_batch, for_sampling, request_of
 from ..generator.pipeline import CemiFacePipeline, train_generator
 from ..sets.inquiries import choose_inquiries, drawn_candidates, write_inquiries
 from ..sets.dataset import make_set
@@ -91,6 +90,7 @@ class Tuning:
     "What is changed when a generator is trained further"
     changes:tuple[str, ...] = () # of the recipe, 'section.key=value'
     half:bool = False            # on half of the training faces
+    photos:int = 0               # from scratch on so many of them, for as many views; 0 for all, further
     head:str = ''                # with an identity encoder trained with this margin loss (toy faces only)
 
 # %% ../../nbs/74_experiment.arms.ipynb #c18e2afa
@@ -212,6 +212,18 @@ def encoder_with_head(
     config, home = replace(recipe.identity_encoder, head=head), lab.out/f'encoder-{head}'
     return train_recogniser(lab.train, config, home, seed=recipe.seed+1, device=lab.device)
 
+# %% ../../nbs/74_experiment.arms.ipynb #n3356855
+def photos_of(
+    lab:Lab,
+    tuning:str='', # a key of TUNINGS, or '' for the recipe's own generator
+)->FaceSet:
+    "What a generator is trained on; fewer photos are those of fewer people, in random order"
+    faces, change = lab.train, TUNINGS.get(tuning, Tuning())
+    if change.half: return faces.subset(slice(len(faces)//2))
+    if not change.photos: return faces
+    place = np.random.default_rng(lab.recipe.seed).permutation(faces.identities)
+    return faces.subset(np.sort(np.argsort(place[faces.labels], kind='stable')[:change.photos]))
+
 # %% ../../nbs/74_experiment.arms.ipynb #cc2def78
 @remembered
 def pipeline_of(
@@ -221,11 +233,13 @@ def pipeline_of(
 )->CemiFacePipeline: # on the lab's device
     "A generator, trained when it is first needed"
     if not tuning and not number: return lab.pipeline
-    recipe, faces, encoder, start = lab.recipe, lab.train, lab.identity, None
-    if tuning:
-        change, start = TUNINGS[tuning], pipeline_of(lab, '', number)
-        recipe, encoder = tuning_recipe(recipe, tuning), encoder_with_head(lab, change.head)
-        if change.half: faces = faces.subset(slice(len(faces)//2))
+    recipe, faces, encoder, start = lab.recipe, photos_of(lab, tuning), lab.identity, None
+    if tuning and TUNINGS[tuning].photos:
+        views = recipe.training.epochs*len(lab.train)
+        recipe = replace(recipe, training=replace(recipe.training, epochs=views/len(faces)))
+    elif tuning:
+        start, encoder = pipeline_of(lab, '', number), encoder_with_head(lab, TUNINGS[tuning].head)
+        recipe = tuning_recipe(recipe, tuning)
     parts = replace(recipe.parts, seed=recipe.seed+number)
     home = lab.out/'generators'/f'{file_name(tuning) or "seed"}-{number}'
     pipe = train_generator(faces, encoder, parts, home, lab.pipeline.autoencoder, start,
@@ -248,13 +262,14 @@ def other_candidates(
     lab,
     kind, # other, synthetic or sampled
     number, # of the generator
+    tuning, # of the generator
 )->np.ndarray: # uint8 (n,3,h,w)
     "Faces among which other inquiries are chosen"
     recipe, toy = lab.recipe, lab.recipe.toy
     n = toy.candidates if recipe.faces.source == 'toy' else 0
     if kind in DRAWN:
         config = replace(recipe.inquiries, source=kind, drawn=max(n, 8*recipe.inquiries.identities))
-        return drawn_candidates(pipeline_of(lab, '', number), config, len(lab.inquiries), lab.train,
+        return drawn_candidates(pipeline_of(lab, tuning, number), config, len(lab.inquiries), photos_of(lab, tuning),
             lab.pairs.images, recipe.seed, recipe.sampling, lab.out/'cache')
     if n: return toy_faces(n, 1, recipe.faces.size, toy.seed, FIRST_PERSON['candidates']+n).images
     return lab.train.images[np.random.default_rng(recipe.seed+1).permutation(len(lab.train))]
@@ -274,18 +289,20 @@ def inquiries_of(
     lab:Lab,
     kind:str, # given, other, synthetic, sampled, low quality or augmented
     number:int, # of the generator
+    tuning:str='', # of the generator, which matters for synthetic and sampled ones
 )->FaceSet: # one face per identity; of the augmented ones, as many as faces are drawn of it
     "Inquiries of one kind; raises CemiFaceError where fewer than two candidates are unlike each other"
     recipe, given = lab.recipe, lab.inquiries
-    home = lab.out/f'inquiries-{file_name(kind)}{f"-{number}" if kind in DRAWN else ""}'
+    own = [tuning, str(number)] if kind in DRAWN else []
+    home = lab.out/'-'.join(['inquiries', *map(file_name, filter(None, [kind, *own]))])
     if kind == 'given': return given
     if kind == 'low quality': return write_inquiries(low_quality(given.images, recipe.seed), home)
     if kind == 'augmented': return write_inquiries(augmented_inquiries(lab), home)
     def choose():
-        candidates = FaceSet(other_candidates(lab, kind, number))
+        candidates = FaceSet(other_candidates(lab, kind, number, tuning))
         chosen = choose_inquiries(candidates, lab.identity, len(given), recipe.inquiries.threshold)
         write_inquiries(chosen.images, home)
-    return made_once(lab, home, (kind, number), choose, partial(FaceSet.from_folder, size=recipe.faces.size))
+    return made_once(lab, home, (kind, number, tuning), choose, partial(FaceSet.from_folder, size=recipe.faces.size))
 
 # %% ../../nbs/74_experiment.arms.ipynb #c8b75040
 def request_of_arm(lab, arm, **more): # more: fields of SetRequest
@@ -317,7 +334,7 @@ def counts_of(lab, arm)->np.ndarray: # (identities,)
 # %% ../../nbs/74_experiment.arms.ipynb #cd8edad3
 def drawn_from_inquiries(lab, arm, number): # label i belongs to inquiry i; number: of the generator
     "Faces drawn from inquiry faces"
-    inquiries, generation = inquiries_of(lab, arm.inquiries, number), lab.recipe.generation
+    inquiries, generation = inquiries_of(lab, arm.inquiries, number, arm.tuning), lab.recipe.generation
     counts = counts_of(lab, arm)[:len(inquiries)]
     if arm.inquiries == 'augmented': counts = np.ones(len(inquiries), int)
     directions = within_covariance(train_embeddings(lab), lab.train.labels) if arm.real_directions else None
@@ -387,9 +404,9 @@ def copies_of_inquiries(lab, arm, number): # number: of the generator, which cha
     return lab.inquiries.with_copies(lab.inquiries, generation.per_identity+generation.copies-1)
 
 # %% ../../nbs/74_experiment.arms.ipynb #cc533a02
-MAKERS = dict(
+MAKERS = dict( # kind of an arm -> what makes its faces
     generated=drawn_from_inquiries, direct=drawn_from_embeddings, real=photos_of_people,
-    photos=lambda lab, arm, number: lab.train, group=photos_of_group, inquiry_copies=copies_of_inquiries)      # kind of an arm -> what makes its faces
+    photos=lambda lab, arm, number: photos_of(lab, arm.tuning), group=photos_of_group, inquiry_copies=copies_of_inquiries)
 
 # %% ../../nbs/74_experiment.arms.ipynb #ce91c67d
 @partial(remembered, most=4)
@@ -414,7 +431,7 @@ def inquiries_of_arm(
 )->FaceSet: # one face per identity
     "The inquiries that belong to the identities of an arm"
     kind = 'given' if arm.inquiries == 'augmented' else arm.inquiries
-    return inquiries_of(lab, kind, number).subset(slice(faces_of(lab, arm, number).identities))
+    return inquiries_of(lab, kind, number, arm.tuning).subset(slice(faces_of(lab, arm, number).identities))
 
 # %% ../../nbs/74_experiment.arms.ipynb #ceb8db36
 def training_set(lab:Lab, arm:Arm, number:int=0)->FaceSet: # number: of the generator
@@ -563,34 +580,3 @@ def measure_arms(
 )->dict: # role -> name, kind, control, m, images, identities, what the judge measured, accuracy, seeds, ci95, loss
     "Rows of a table, to which more may be added; accuracies are fractions, in `seeds` by generator and seed"
     return {role: dict(name=arm.name) | measured(lab, arm) for role, arm in arms.items()}
-
-# %% ../../nbs/74_experiment.arms.ipynb #c77c074c
-def calibration_of(
-    lab:Lab,
-    control:str, # `scalar` or `sphere`
-    number:int=0, # of the generator
-)->Calibration:
-    "A control of a generator, calibrated on the first half of the inquiries, two faces each"
-    decides, recipe = (lab, control, number), lab.recipe
-    name, half = f'calibration {control} {number}', lab.inquiries.images[:len(lab.inquiries)//2]
-    found = stage(
-        lab, name, decides, calibrate, pipeline_of(lab, '', number), half, lab.judge, control, LEVELS, 2,
-        recipe.sampling, recipe.seed)
-    return from_dict(Calibration, found, name)
-
-# %% ../../nbs/74_experiment.arms.ipynb #c84586f6
-def similarities_achieved(
-    lab:Lab,
-    calibration:Calibration,
-    goals, # similarities requested, in [-1,1]
-    number:int=0, # of the generator
-)->list[float]:
-    "What is achieved on the other half of the inquiries when these similarities are requested"
-    c, half, found = calibration, lab.inquiries.images[len(lab.inquiries)//2:], []
-    sampling = c.guided(lab.recipe.sampling)
-    pipe, seed = for_sampling(pipeline_of(lab, '', number), sampling), lab.recipe.seed+9
-    for goal in goals:
-        request = SetRequest(
-            c.m_for(goal), control=c.control, seed=seed, sampling=sampling, per_identity=c.per_face)
-        found.append(float(achieved(pipe, half, lab.judge, request).mean()))
-    return found

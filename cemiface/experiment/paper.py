@@ -8,24 +8,50 @@ __all__ = ['PAPER_STUDIES', 'plot_maps', 'parameters']
 # %% ../../nbs/76_experiment.paper.ipynb #c7e737d6
 import copy
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from PIL import Image
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from ..recipe import CosFaceConfig
-from ..plots import bars, CONTROL_COLOURS, curve, new_figure, plot_similarity
+from ..recipe import CosFaceConfig, load_recipe
+from ..plots import bars, CONTROL_COLOURS, curve, face_grid, new_figure, plot_similarity
+from ..data.faces import to_float
 from ..encoders.backbones import build_backbone
 from ..recognition.verification import plot_roc, tar_at_far
 from ..analysis.similarity import pair_cosines, random_pairs, similarity_to_inquiry
 from ..analysis.variety import embedding_map, frechet_distance
 from ..timing import count_flops
 from .arms import (
-    Arm, faces_of, generator_numbers, inquiry_embeddings, judge_embeddings, photo_groups,
+    Arm, faces_of, generator_numbers, inquiry_embeddings, judge_embeddings, Lab, photo_groups,
     recogniser_config, recogniser_similarities, STUDY_FILE, training_history)
 from .study import (
-    better, claims_better, compare, Finding, jointly, load_study, peak, strip, words_of, words_of_recipe)
+    better, claims_better, compare, find, Finding, jointly, load_study, peak, words_of, words_of_recipe)
+
+# %% ../../nbs/76_experiment.paper.ipynb #ca8f82d4
+def pretended(arms, worth, recipe=None, replicates=(2, 3), n=2000, history=None, **facts):
+    "A lab that remembers recognisers which are right as often as `worth` says, on pairs of 200 people"
+    recipe, rng = recipe or load_recipe('toy'), np.random.default_rng(0)
+    hits, left, right = rng.random((*replicates, n)), rng.integers(0, 200, n), rng.integers(0, 200, n)
+    memory = dict(correct_pairs={}, measured={}, training_history={})
+    lab = SimpleNamespace(recipe=recipe, inputs=None, pairs=SimpleNamespace(person_left=left, person_right=right),
+        judge_name='judge', seeds=replicates[1], memory=memory)
+    for arm in arms:
+        correct = hits < worth(arm)
+        each = correct.mean(2)
+        row = dict(m=arm.m, images=1200, accuracy=float(each.mean()), seeds=each.tolist(), loss=1.)
+        memory['correct_pairs'][arm,] = correct
+        memory['measured'][arm,] = row | {k: fact(arm) for k, fact in facts.items()}
+        for seed in range(lab.seeds): memory['training_history'][arm, seed] = history(arm) if history else []
+    return lab
+
+# %% ../../nbs/76_experiment.paper.ipynb #c2835b76
+def concluded(study, worth, recipe=None, **more): # more: for `pretended`
+    "The finding of a study in a pretended lab"
+    recipe = recipe or load_recipe('toy')
+    return find(study, pretended(study.arms(recipe).values(), worth, recipe, **more))
 
 # %% ../../nbs/76_experiment.paper.ipynb #c9959c80
 def conclude_groups(evidence):
@@ -153,6 +179,23 @@ def conclude_statistics(evidence):
 
 # %% ../../nbs/76_experiment.paper.ipynb #c67ac019
 SIMILARITY_STATISTICS = load_study('similarity-statistics', conclude_statistics)
+
+# %% ../../nbs/76_experiment.paper.ipynb #cbcb6d00
+def strip(
+    lab:Lab, # of the generator
+    columns:list[tuple[str, float]], # (control, m)
+    people:int=6, # rows
+)->Image.Image: # inquiry first, then one column each
+    "Faces of the same noise and direction along a row, with the recipe's guidance"
+    x, seed, sampling = to_float(lab.inquiries.images[:people]), lab.recipe.seed, lab.recipe.sampling
+    made = [x]
+    for control, m in columns:
+        drawn = lab.pipeline(
+            x, m, control=control, num_inference_steps=sampling.steps, eta=sampling.eta, generator=seed,
+            guidance_scale=sampling.guidance, similarity_guidance_scale=sampling.similarity_guidance,
+            guidance_interval=(sampling.guidance_low, sampling.guidance_high), output_type='pt')
+        made.append(drawn.images.cpu())
+    return face_grid(torch.stack(made, 1).flatten(0, 1), ncol=len(made), scale=max(1, 72//x.shape[-1]))
 
 # %% ../../nbs/76_experiment.paper.ipynb #c7f3637d
 def conclude_grid(evidence):

@@ -17,7 +17,6 @@ from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
-import torch
 from PIL import Image
 from matplotlib.figure import Figure
 
@@ -27,8 +26,8 @@ from cemiface.core import (
 from ..recipe import (
     DRAWN, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
-from ..plots import bars, face_grid, standard_deviation
-from ..data.faces import FaceSet, to_float
+from ..plots import bars, standard_deviation
+from ..data.faces import FaceSet
 from ..encoders.pretrained import embed_set
 from ..generator.autoencoder import Autoencoder
 from ..generator.training import steps_in_all
@@ -129,7 +128,7 @@ class Study:
         if not learns_m(recipe) and any(map(asks_m, self.arms(recipe).values())):
             return ('its generator is trained at one m, so scalar control at another m means nothing to it; train one '
                     'with training.m_low = -1 and loss.lam above 0')
-        source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values()}
+        source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values() if arm.drawn}
         compares_given = 'given' in kinds and not kinds.isdisjoint([*DRAWN, 'other'])
         if source != 'faces' and (self.needs_people or compares_given):
             return f'it needs given faces as inquiries, and those of the recipe are {source}; add -s inquiries.source=faces'
@@ -372,22 +371,6 @@ def load_study(
     arms = arms or partial(arms_of, facts.pop('arms', []))
     return Study(name, arms=arms, conclude=conclude, better=pairs, columns=columns, **facts)
 
-# %% ../../nbs/75_experiment.study.ipynb #cbcb6d00
-def strip(
-    lab:Lab, # of the generator
-    columns:list[tuple[str, float]], # (control, m)
-    people:int=6, # rows
-)->Image.Image: # inquiry first, then one column each
-    "Faces of the same noise and direction along a row"
-    x, seed, sampling = to_float(lab.inquiries.images[:people]), lab.recipe.seed, lab.recipe.sampling
-    made = [x]
-    for control, m in columns:
-        drawn = lab.pipeline(
-            x, m, control=control, num_inference_steps=sampling.steps, eta=sampling.eta, generator=seed,
-            output_type='pt')
-        made.append(drawn.images.cpu())
-    return face_grid(torch.stack(made, 1).flatten(0, 1), ncol=len(made), scale=max(1, 72//x.shape[-1]))
-
 # %% ../../nbs/75_experiment.study.ipynb #c23c1848
 def plan(
     studies:list[Study], # to be made
@@ -400,12 +383,15 @@ def plan(
     arms = {arm for study in studies for arm in study.arms(recipe).values()}
     people, per_identity, photos = recipe.inquiries.identities, recipe.generation.per_identity, images
     if not images: photos = recipe.toy.identities*recipe.toy.per_identity
+    def photos_in(tuning): return tuning and TUNINGS[tuning].photos or photos
     def faces(arm):
-        if arm.kind == 'photos': return photos
+        if arm.kind == 'photos': return photos_in(arm.tuning)
         return int(volume_counts(arm.volume).sum()) if arm.volume else people*per_identity
     sets, tunings = {arm.alone for arm in arms if arm.drawn}, {arm.tuning for arm in arms}-{''}
-    tuned, heads = len(tunings)*generator_seeds, len({TUNINGS[o].head for o in tunings}-{''})
-    views = (generator_seeds-1)*steps_in_all(recipe.training, photos)*recipe.training.batch
+    fewer = {o for o in tunings if TUNINGS[o].photos}
+    scratch, tuned = (1+len(fewer))*generator_seeds-1, len(tunings-fewer)*generator_seeds
+    heads = len({TUNINGS[o].head for o in tunings}-{''})
+    views = scratch*steps_in_all(recipe.training, photos)*recipe.training.batch
     recognisers, seen = heads, heads*photos*recipe.identity_encoder.epochs      # an E_id is a recogniser, too
     for arm in arms:
         count = arm.train*seeds*(generator_seeds if arm.drawn else 1)
@@ -413,7 +399,7 @@ def plan(
         copies = 0 if arm.kind == 'photos' else recipe.generation.copies*people
         seen += count*recogniser_config(recipe, arm).epochs*(faces(arm)+copies)
     return dict(
-        studies=[study.name for study in studies], scratch=generator_seeds-1, tuned=tuned,
+        studies=[study.name for study in studies], scratch=scratch, tuned=tuned,
         views=int(views+tuned*recipe.study.tune_epochs*photos), sets=len(sets)*generator_seeds,
         faces=generator_seeds*sum(map(faces, sets)), recognisers=recognisers, epochs=seen)
 
@@ -585,6 +571,10 @@ def run_studies(
     if unknown:
         raise CemiFaceError(f'the photos have no identities, which these studies need: {", ".join(unknown)}; '
                             'give each person a folder, or name other studies')
+    most = max((TUNINGS[arm.tuning].photos for study in studies for arm in study.arms(recipe).values() if arm.tuning), default=0)
+    if most >= len(lab.train):
+        raise CemiFaceError(f'there are {len(lab.train):,} training photos, and the study photos needs more than {most:,}; '
+                            'name other studies')
     needs = plan(studies, recipe, seeds, generator_seeds, len(lab.train))
     if any(needs[k] for k in ('views', 'faces', 'epochs')):
         rates = quick_rates(recipe, lab.identity.config.arch, lab.autoencoder, lab.device)
