@@ -395,6 +395,7 @@ def known_figures(
     values = known_values(values)
     return {name: float(measure(values)) if len(values) else None for name, measure in measures.items()}
 
+# %% ../../nbs/60_analysis.similarity.ipynb #n8733326
 def set_embeddings(
     judge:FaceEncoder, # measures
     faces:FaceSet, # any set

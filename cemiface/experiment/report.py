@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'figure_text', 'table_rows',
-           'markdown_text', 'best_set', 'answer', 'plot_sweep', 'plot_achieved', 'line_style', 'plot_rocs',
+           'markdown_text', 'best_set', 'answers', 'plot_sweep', 'plot_achieved', 'line_style', 'plot_rocs',
            'plot_leakage', 'plot_faces', 'decoder_words', 'html_page', 'html_training', 'training_html', 'report_html']
 
 # %% ../../nbs/70_experiment.report.ipynb #ce2378e5
@@ -26,8 +26,7 @@ from ..analysis.similarity import file_of, first_faces, people_words
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
 # %% ../../nbs/70_experiment.report.ipynb #ce6913c5
-# by the judge
-FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1', 'capacity'
+FACTS = 'similarity_to_inquiry', 'within_identity', 'between_identity', 'leakage', 'rank1', 'capacity'      # by the judge
 
 # %% ../../nbs/70_experiment.report.ipynb #n6080185
 def sets_of(
@@ -70,7 +69,7 @@ def caution(
 COLUMNS = {
     'set': 'label', 'm': 'm:+.2f', 'images': 'images:,d', 'similarity': 'similarity_to_inquiry/mean:.2f',
     'within': 'within_identity/mean:.2f', 'between': 'between_identity/mean:.2f',
-    'leakage': 'leakage/max:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}
+    'nearer': 'leakage/nearer:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}
 
 def figure_text(
     row:dict, # of a table
@@ -107,8 +106,8 @@ def table_note(
     results, # results.json
 )->str:
     "The units of the table, and a warning where there is need"
-    note = (f'similarity, within, between, leakage (nearest training face): {results["judge"]}; '
-            'accuracy in %, gap in points')
+    note = (f'similarity, within, between, nearer: by {results["judge"]}; nearer: chance to be nearer to a training face '
+            'than other people are, 0.5 is no difference; accuracy in %, gap in points')
     return '; '.join(filter(None, [note, caution(results['sets'])]))
 
 # %% ../../nbs/70_experiment.report.ipynb #n3340791
@@ -141,25 +140,51 @@ def best_set(
     made = [r for r in results['sets'] if r['kind'] == 'generated']
     return max(made, key=lambda r: r['verification']['accuracy'], default=None)
 
-def answer(
-    results, # results.json
-)->str: # sentences; empty where nothing was generated
-    "How good the best set is, how near it comes to the training photos, and what the run took"
-    best, rows = best_set(results), {r['kind']: r for r in results['sets']}
-    if best is None: return ''
-    vague = caution([best])
+# %% ../../nbs/70_experiment.report.ipynb #n9810362
+def accuracy_answer(results, best): # best: row of a generated set
+    "How good the best set is"
+    rows = {r['kind']: r for r in results['sets']}
     label, names = f'{set_label(best)} {best["volume"]}'.strip(), dict(real='real training photos', inquiry_copies='copies of the inquiries alone')
     beside = ' and '.join(f'{accuracy_words(rows[k])} on {rows[k]["images"]:,} {name}' for k, name in names.items() if k in rows)
-    says = [f'{vague[0].upper()}{vague[1:]}.'] if vague else []
-    says += [f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
-        f'not in the training photos{f", beside {beside}" if beside else ""}.']
+    says = (f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
+        f'not in the training photos{f", beside {beside}" if beside else ""}; guessing gives 50%.')
     made = sum(r['kind'] == 'generated' for r in results['sets'])
-    if made > 1: says.append(f'It was picked among {made} sets by the same pairs, which flatters it a little.')
-    if leak := best['leakage']:
-        says.append('The chance that one of its faces is nearer to a training photo than a face of a person who is in none of them is '
-            '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]; 0.5 is no difference.'.format(**leak))
-    minutes = round(sum(results['seconds'].values())/60)
-    return ' '.join([*says, f'The run took {minutes:,} minute{"s"*(minutes != 1)} of computing.'])
+    return says+f' It was picked among {made} sets by the same pairs, which flatters it a little.'*(made > 1)
+
+# %% ../../nbs/70_experiment.report.ipynb #n8325014
+def privacy_answer(results, best): # best: row of a generated set
+    "How near the best set comes to the training photos, and the best set that comes no nearer than other people"
+    def chance(r): return '{:.0%} (95% interval {:.0%} to {:.0%})'.format(r['leakage']['nearer'], *r['leakage']['ci95'])
+    says = (f'Take a face of this set, and a photo of somebody who is in none of the training photos. In {chance(best)} of such pairs, '
+        'the face is nearer to a training photo; 50% is no difference.')
+    far = [r for r in results['sets'] if r['kind'] == 'generated' and r['leakage'] and r['leakage']['ci95'][0] <= .5]
+    quiet = best_set(dict(sets=far))
+    if quiet is None: says += ' Every set is nearer than other people are.'
+    elif quiet is not best: says += f' The best set that is no nearer is {set_label(quiet)}: {accuracy_words(quiet)}, nearer in {chance(quiet)}.'
+    return says+' This is a comparison, and no promise of anonymity.'
+
+# %% ../../nbs/70_experiment.report.ipynb #n4177309
+def answers(
+    results, # results.json
+)->dict[str, str]: # question -> sentences; empty where nothing was generated
+    "What a reader asks first: how good, how private, what it took, how many photos, what next"
+    best, recipe, seconds = best_set(results), results['recipe'], results['seconds']
+    if best is None: return {}
+    vague, photos = caution([best]), results['photos']
+    found = {'How good': (f'{vague[0].upper()}{vague[1:]}. ' if vague else '')+accuracy_answer(results, best)}
+    if best['leakage']: found['How private'] = privacy_answer(results, best)
+    minutes, longest = round(sum(seconds.values())/60), max(seconds, key=seconds.get)
+    found['What it took'] = f'{minutes:,} minute{"s"*(minutes != 1)} of computing on {results["hardware"]}.'
+    if minutes and seconds[longest] > 30*minutes: found['What it took'] += f' {round(seconds[longest]/60):,} of them are the stage {longest}.'
+    people = f' of {photos["people"]:,} people' if photos['people'] else ''
+    found['How many photos'] = (f'The generator learnt from {photos["images"]:,} photos{people}. '
+        'The command "cemiface study photos" measures what fewer would do.')
+    found['What next'] = (f'The images lie in sets/{best["name"]}, a folder for each identity, and its README.md says how near they come to the '
+        'photos. Train a recogniser of yours on them, and compare it on pairs of people whom you know.')
+    if recipe['faces']['source'] == 'folder' and recipe['inquiries']['source'] == 'faces':
+        found['What next'] += (' The inquiries are photos of real people: their faces are on this page, and the sets resemble them. '
+            'Before you pass anything on, draw people who do not exist, with -s inquiries.source=synthetic.')
+    return found
 
 # %% ../../nbs/70_experiment.report.ipynb #c99d2238
 DASHES = dict(scalar='--', sphere='-', both='-.')
@@ -172,35 +197,36 @@ def plot_controls(
     rows, # of sets, with these keys
     x:str, # key of the horizontal axis
     y:str, # key of the vertical axis
-    deviation:str, # key of the bars
+    bar, # row -> lower and upper end of its bar
 ): # figure, axes
-    "A line for each control"
+    "A line for each control; where m = 1 is all that the scalar has, it belongs to the sphere"
     fig, (ax,) = wide_axes()
     for control in ('scalar', 'sphere'):
-        points = sorted((r[x], r[y], r[deviation]) for r in sets_of(rows, control))
-        if not points: continue
-        ax.errorbar(*zip(*points), marker='o', capsize=3, label=f'{control} control', **STYLES[control])
+        points = sorted((r[x], r[y], *bar(r)) for r in sets_of(rows, control))
+        if not points or len(points) == 1 and control == 'scalar' and sets_of(rows, 'sphere'): continue
+        at, value, low, high = np.array(points).T
+        ax.errorbar(at, value, (value-low, high-value), marker='o', capsize=3, label=f'{control} control', **STYLES[control])
     return fig, ax
 
 # %% ../../nbs/70_experiment.report.ipynb #c4d224f2
 def plot_sweep(
     results, # results.json
 ): # Figure, and its data
-    "Accuracy of the recognisers over the achieved similarity; bars are standard deviations over seeds"
+    "Accuracy of the recognisers over the achieved similarity; bars are 95% intervals"
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'],
         similarity=(r['similarity_to_inquiry'] or {}).get('mean'), accuracy=r['verification']['accuracy'],
-        accuracy_std=float(np.std(r['verification']['seeds'])))
+        **dict(zip(('low', 'high'), r['verification']['ci95'])))
         for r in results['sets'] if r['kind'] != 'recogniser' and not r['volume']]
-    fig, ax = plot_controls(rows, 'similarity', 'accuracy', 'accuracy_std')
+    fig, ax = plot_controls(rows, 'similarity', 'accuracy', lambda r: (r['low'], r['high']))
     for r in rows:
         at, style = (r['similarity'], r['accuracy']), STYLES[r['control'] or r['kind']]
         if r['control']:
-            above = dict(xytext=(0, 6), textcoords='offset points', fontsize=8)
-            ax.annotate(f'{r["m"]:g}', at, color=style['color'], **above)
+            above = dict(xytext=(5, 4), textcoords='offset points', fontsize=8)
+            ax.annotate(f'{r["m"]:g}', at, color=BLACK if r['m'] == 1 else style['color'], **above)
         else: ax.axhline(r['accuracy'], label=r['kind'].replace('_', ' '), **style)
     ax.set(xlabel=f'cosine to the inquiry ({results["judge"]}); labels: m', ylabel='verification accuracy')
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(frameon=False, fontsize=8)
+    fig.legend(loc='outside upper center', ncols=4, frameon=False, fontsize=8)
     return fig, rows
 
 # %% ../../nbs/70_experiment.report.ipynb #ce8e2edb
@@ -210,7 +236,7 @@ def plot_achieved(
     "Achieved similarity over requested m; bars are standard deviations over faces"
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'], **r['similarity_to_inquiry'])
         for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
-    fig, ax = plot_controls(rows, 'm', 'mean', 'std')
+    fig, ax = plot_controls(rows, 'm', 'mean', lambda r: (r['mean']-r['std'], r['mean']+r['std']))
     ax.plot([-1, 1], [-1, 1], ':', color=GREY, label='as requested')
     ax.set(xlabel='requested m (cosine)', ylabel=f'achieved cosine ({results["judge"]})', ylim=(-1.05, 1.05))
     ax.legend(frameon=False, fontsize=8)
@@ -268,6 +294,7 @@ def plot_leakage(
         draw(counts['inquiries'], 'inquiries', **STYLES['recogniser'])
         ax.axvline(nonmembers.threshold, label='threshold of the judge', **STYLES['real'])
         ax.set_yticks([])
+        ax.set_ylim(0, 1.1*max((o/np.sum(o)).max() for o in (level['faces'], counts['faces'])))
         ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
     axes[-1].set_xlabel(f'cosine to the nearest training face ({judge})')
     handles = ax.get_legend_handles_labels()
@@ -320,13 +347,13 @@ CAPTIONS = dict(
     faces='Inquiries on top, then one row per generated set: the first face of each identity. '
         'A column is an identity.',
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have '
-        'to the inquiries. Bars: standard deviation over recogniser seeds.',
+        'to the inquiries. Bars: 95% intervals, people and pairs resampled.',
     calibration='Requested and achieved similarity: mean cosine of the faces to their inquiry, by the judge. '
         'Bars: one standard deviation over faces.',
     roc='Fraction of pairs of one person that is accepted, over the fraction of pairs of two people that is '
         'accepted, by the first recogniser of every set. Dots: false acceptance of 0.1% and 1%.',
     leakage='Cosine of every generated face, and of every inquiry, to its nearest training photo, '
-        'each beside non-members. Height: fraction of faces.')
+        'each beside non-members. Height: fraction of faces; where inquiries are training photos, their bar at 1 is cut off.')
 
 def html_figure(
     name:str, # key of CAPTIONS
@@ -348,7 +375,7 @@ def html_capacity(
     if not found: return ''
     leak = next((r['leakage'] for r in results['sets'] if r['leakage']), None)
     real = leak and leak['nonmembers'].get('capacity')
-    if real: found['real people'] = real
+    if real: found['all real people'] = real
     def row(o):
         low, high = o['ci95']
         return [f'{o["people"]:,}', f'{o["rate"]:.3%} [{low:.3%}, {high:.3%}]',
@@ -370,16 +397,14 @@ def html_leakage(
     if not made: return ''
     def cells(part): return '{mean:.3f} {q99:.3f} {above:.1%}'.format(**part).split()
     def nearer(part): return '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]'.format(**part)
-    rows = []
-    for r in made:
-        leak, asked = r['leakage'], r['leakage']['inquiries']
-        label = f'{set_label(r)} {r["volume"]}'
-        rows.append([label, *cells(leak), nearer(leak), f'{asked["above"]:.1%}', nearer(asked)])
-    rows.append(['non-members', *cells(leak['nonmembers']), '0.50', '', ''])
-    head = ('set', 'mean', '99th percentile', 'above', 'nearer than non-members',
-        'inquiries above', 'and nearer')
+    def cells_of(part): return [*cells(part), nearer(part)]
+    rows = [[f'{set_label(r)} {r["volume"]}', *cells_of(r['leakage'])] for r in made]
+    leak = made[0]['leakage']
+    rows += [['inquiries', *cells_of(leak['inquiries'])], ['non-members', *cells(leak['nonmembers']), '0.50']]
+    head = 'set', 'mean', '99th percentile', 'above threshold', 'nearer than non-members'
     return (f'<p>{html.escape(leakage_words(leak)[0])}</p>{html_table(head, rows)}<p class="soft">'
-            'Cosine to the nearest training photo, and the fraction above the threshold. Nearer than '
+            'Cosine to the nearest training photo, and the fraction above the threshold; a face is compared with all '
+            'photos, so many non-members are above it, too. Nearer than '
             'non-members: the chance that a face is nearer to its nearest training photo than a non-member '
             'to its own, with a 95% interval for which identities are resampled; 0.5 is no difference.</p>'
             f'<p>{PROMISE}</p>')
@@ -401,7 +426,7 @@ def html_provenance(
     facts = {k: results[k] for k in ('seed', 'hardware')} | results['versions']
     facts['autoencoder'] = decoder_words(results.get('autoencoder'))
     facts = html_table(('recipe', recipe['name']), [[k, str(v)] for k, v in facts.items()])
-    took = html_table(('stage', 'seconds'), [[stage, f'{s:,.1f}'] for stage, s in seconds.items()])
+    took = html_table(('stage', 'seconds'), [[stage, f'{s:,.1f}'] for stage, s in sorted(seconds.items(), key=lambda o: -o[1])])
     return f'''{facts}
 <details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>
 <details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>'''
@@ -439,6 +464,20 @@ def training_html(
 The generator is in training. Each row shows the people of the photos, m = 1, as it draws them by now.</p>
 {html_training(rows)}''')
 
+# %% ../../nbs/70_experiment.report.ipynb #n1215426
+WORDS = dict(
+    inquiry='a face that the generator is asked to resemble', identity='the faces drawn for one inquiry, as of one person',
+    m='the similarity that is asked for, as a cosine: 1 is the inquiry itself',
+    scalar='the network is given m as a number', sphere='the network is given a random point at cosine m to the inquiry',
+    judge='a face encoder that took no part in training, and measures how alike faces are', within='mean cosine of two faces of one identity',
+    between='mean cosine of the centres of two identities', E_id='the face encoder that conditions the generator; its own accuracy is the last row')
+
+def html_summary(results):
+    "What a reader asks first, and the words of the page"
+    says = ''.join(f'<p><b>{question}.</b> {html.escape(text)}</p>' for question, text in answers(results).items())
+    words = ''.join(f'<dt><b>{word}</b></dt><dd>{meaning}</dd>' for word, meaning in WORDS.items())
+    return f'{says}<details><summary>The words of this page</summary><dl>{words}</dl></details>'
+
 # %% ../../nbs/70_experiment.report.ipynb #c493a024
 def report_html(
     results, # results.json
@@ -468,6 +507,5 @@ def report_html(
     about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
-    says = html.escape(answer(results))
-    body = f'<h1>{name}</h1>{says and f"<p><b>{says}</b></p>"}<p>{purpose}. {about}</p><nav>{links}</nav>{body}'
+    body = f'<h1>{name}</h1>{html_summary(results)}<p class="soft">{purpose}. {about}</p><nav>{links}</nav>{body}'
     return html_page(f'{recipe["name"]}: report of a cemiface run', body)

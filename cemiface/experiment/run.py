@@ -484,17 +484,17 @@ def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
     judge_name, # who measured
+    train:FaceSet, # photos of the generator
     autoencoder:dict|None=None, # name and licence of what decodes the faces
 )->dict: # results.json
     "Put the rows side by side with seconds, versions, hardware and recipe, and write results.json"
     real = next((r['verification']['accuracy'] for r in rows if r['kind'] == 'real'), None)
     for r in rows:
-        compared = real is not None and r['kind'] != 'recogniser'
-        r['gap_to_real'] = gap_to_real(real, r['verification']['accuracy']) if compared else None
+        r['gap_to_real'] = None if real is None or r['kind'] == 'recogniser' else gap_to_real(real, r['verification']['accuracy'])
     seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    results = dict(format_version=FORMAT_VERSION, sets=rows, judge=judge_name, autoencoder=autoencoder,
-        spearman=rank_correlations(rows), seconds=seconds, versions=versions(), hardware=hardware(),
-        recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
+    photos = dict(images=len(train), people=train.identities or None)
+    results = dict(format_version=FORMAT_VERSION, sets=rows, photos=photos, judge=judge_name, autoencoder=autoencoder, seconds=seconds,
+        spearman=rank_correlations(rows), versions=versions(), hardware=hardware(), recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
     return results
 
@@ -581,7 +581,7 @@ def run(
     nonmembers = load_or_measure_nonmembers(ctx, encoders.judge, people)
     rows = [measure_set(ctx, compared, people, encoders, nonmembers) for compared in sets]
     rows.append(measure_encoder(ctx, encoders.identity, people.native_pairs))
-    results = collect_results(ctx, rows, encoders.judge_name, decoder_of(pipe))
+    results = collect_results(ctx, rows, encoders.judge_name, people.train, decoder_of(pipe))
     write_cards(ctx, results, pipe)
     pictures = write_figures(ctx, results, sets, inquiries, people.pairs.same, nonmembers)
     write_text(ctx.out/'report.html', report_html(results, pictures, training_rows(ctx.out)))

@@ -413,9 +413,10 @@ def plan_words(
     if rates:
         seconds = p['views']/rates['train']+p['faces']/rates['generate']+p['epochs']/rates['recogniser']
         took = f'; about {seconds/60:,.0f} minutes, if nothing is there yet'
-    return (f'{len(p["studies"])} studies: {", ".join(p["studies"])}\n{p["scratch"]} generator(s) from '
-            f'scratch and {p["tuned"]} tuned ({p["views"]:,} views), {p["sets"]} sets ({p["faces"]:,} '
-            f'faces), {p["recognisers"]} recognisers ({p["epochs"]:,} faces seen){took}')
+    n, views = len(p['studies']), f' ({p["views"]:,} views)' if p['views'] else ''
+    generators = f'{p["scratch"]} generator(s) from scratch and {p["tuned"]} tuned{views}, ' if views else ''
+    return (f'{n} {"study" if n == 1 else "studies"}: {", ".join(p["studies"])}\n{generators}{p["sets"]} sets '
+            f'({p["faces"]:,} faces), {p["recognisers"]} recognisers ({p["epochs"]:,} faces seen){took}')
 
 # %% ../../nbs/75_experiment.study.ipynb #c073c368
 HELD = {True: 'held', False: 'did not hold', None: 'open'}
