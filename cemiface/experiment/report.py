@@ -451,7 +451,8 @@ def html_training(
         data = base64.b64encode(row).decode()
         return (f'<figure><img alt="{label}" src="data:image/jpeg;base64,{data}">'
                 f'<figcaption>{label}</figcaption></figure>')
-    return ''.join(figure(label, row) for label, row in rows.items())
+    shown = ''.join(figure(label, row) for label, row in rows.items())
+    return shown and f'<p class="soft">Photos on top; below, what the generator drew of these people, at m = 1, as it went on.</p>{shown}'
 
 def training_html(
     recipe, # Recipe of the run
@@ -461,7 +462,7 @@ def training_html(
     name, about = html.escape(recipe.name), html.escape(recipe.about)
     return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">
 <h1>{name}</h1><p>{about}.
-The generator is in training. Each row shows the people of the photos, m = 1, as it draws them by now.</p>
+The generator is in training.</p>
 {html_training(rows)}''')
 
 # %% ../../nbs/70_experiment.report.ipynb #n1215426

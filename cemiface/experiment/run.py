@@ -243,7 +243,7 @@ def show_training(
 
 def training_rows(
     out:Path, # run folder
-    most:int=12, # of the rows of faces
+    most:int=6, # of the rows of faces
 )->dict[str, bytes]: # label -> JPEG
     "The rows that show_training has drawn, evenly chosen, below the photos that they start from"
     files = sorted((out/'figures'/'training').glob('0*.jpg'))
