@@ -164,15 +164,16 @@ def add_spread(evidence): # name of a generated set -> cosines to the inquiry
 
 # %% ../../nbs/76_experiment.paper.ipynb #c9a17321
 def conclude_statistics(evidence):
-    "The order of means decides"
-    cosines = add_spread(evidence)
-    easy, semi, sphere, real = (evidence.rows[k] for k in ('easy', 'semi', 'sphere', 'real'))
+    "The order of means decides; for a generator of one m, the sphere stands for m = 0"
+    cosines, rows = add_spread(evidence), evidence.rows
+    easy, real, lower = rows['easy'], rows['real'], {'on the sphere': rows['sphere']}
+    if 'semi' in rows: lower = {'at m = 0': rows['semi']} | lower
+    where, semi = next(iter(lower.items()))
     held = semi['similarity'] < easy['similarity'] and semi['within'] < real['within'] < easy['within']
-    says = f'''Similarity to the inquiry falls from {easy["similarity"]:.3f} at m = 1 to
-        {semi["similarity"]:.3f} at m = 0 and {sphere["similarity"]:.3f} on the sphere; within an identity
-        it is {easy["within"]:.2f}, {semi["within"]:.2f} and {sphere["within"]:.2f}, among real photos
-        {real["within"]:.2f}. Spread evenly round the inquiry, faces of m = 0 would have {semi["even"]:.2f}
-        within an identity.'''
+    def each(key): return ' and '.join(f'{row[key]:.3f} {place}' for place, row in lower.items())
+    says = f'''Similarity to the inquiry falls from {easy["similarity"]:.3f} at m = 1 to {each("similarity")}; within
+        an identity it is {easy["within"]:.3f} at m = 1, {each("within")}, among real photos {real["within"]:.3f}. Spread evenly
+        round the inquiry, faces {where} would have {semi["even"]:.3f} within an identity.'''
     fig = new_figure()
     plot_similarity(cosines, evidence.lab.judge_name, fig.subplots())
     return Finding(held, says, fig)

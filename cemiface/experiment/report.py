@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy.stats import spearmanr
 
 from ..core import text_table
-from ..recipe import to_toml
+from ..recipe import DRAWN, to_toml
 from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
 from ..sets.inquiries import SOURCES
 from ..recognition.verification import plot_roc, roc
@@ -155,13 +155,16 @@ def accuracy_answer(results, best): # best: row of a generated set
 def privacy_answer(results, best): # best: row of a generated set
     "How near the best set comes to the training photos, and the best set that comes no nearer than other people"
     def chance(r): return '{:.0%} (95% interval {:.0%} to {:.0%})'.format(r['leakage']['nearer'], *r['leakage']['ci95'])
-    says = (f'Take a face of this set, and a photo of somebody who is in none of the training photos. In {chance(best)} of such pairs, '
-        'the face is nearer to a training photo; 50% is no difference.')
+    low, high = best['leakage']['ci95']
+    verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {"nearer to" if low > .5 else "farther from"} them than other people are'
+    says = ('A face of this set, or a photo of somebody who is in none of the training photos: which is nearer to one of them? '
+        f'The face, in {chance(best)} of such pairs. 50% is no difference, and more is a warning: {verdict}.')
     far = [r for r in results['sets'] if r['kind'] == 'generated' and r['leakage'] and r['leakage']['ci95'][0] <= .5]
     quiet = best_set(dict(sets=far))
-    if quiet is None: says += ' Every set is nearer than other people are.'
-    elif quiet is not best: says += f' The best set that is no nearer is {set_label(quiet)}: {accuracy_words(quiet)}, nearer in {chance(quiet)}.'
-    return says+' This is a comparison, and no promise of anonymity.'
+    if quiet is None: says += ' Every set is nearer.'
+    elif quiet is not best: says += f' The best set that is no nearer is {set_label(quiet)}: accuracy {accuracy_words(quiet)}, nearer in {chance(quiet)}.'
+    if results['recipe']['inquiries']['source'] in DRAWN: says += ' No photo served as inquiry.'
+    return says+' This is a comparison by one judge, and no promise of anonymity.'
 
 # %% ../../nbs/70_experiment.report.ipynb #n4177309
 def answers(
@@ -172,15 +175,16 @@ def answers(
     if best is None: return {}
     vague, photos = caution([best]), results['photos']
     found = {'How good': (f'{vague[0].upper()}{vague[1:]}. ' if vague else '')+accuracy_answer(results, best)}
+    found['For whom'] = 'For those who train face recognisers and look for faces that are not photos of people.'
     if best['leakage']: found['How private'] = privacy_answer(results, best)
     minutes, longest = round(sum(seconds.values())/60), max(seconds, key=seconds.get)
     found['What it took'] = f'{minutes:,} minute{"s"*(minutes != 1)} of computing on {results["hardware"]}.'
     if minutes and seconds[longest] > 30*minutes: found['What it took'] += f' {round(seconds[longest]/60):,} of them are the stage {longest}.'
     people = f' of {photos["people"]:,} people' if photos['people'] else ''
     found['How many photos'] = (f'The generator learnt from {photos["images"]:,} photos{people}. '
-        'The command "cemiface study photos" measures what fewer would do.')
+        'Whether fewer would do, this run does not tell; the command "cemiface study photos" measures it.')
     found['What next'] = (f'The images lie in sets/{best["name"]}, a folder for each identity, and its README.md says how near they come to the '
-        'photos. Train a recogniser of yours on them, and compare it on pairs of people whom you know.')
+        'photos. Train a recogniser of yours on them, and test it on pairs of photos of which you know whether they show one person.')
     if recipe['faces']['source'] == 'folder' and recipe['inquiries']['source'] == 'faces':
         found['What next'] += (' The inquiries are photos of real people: their faces are on this page, and the sets resemble them. '
             'Before you pass anything on, draw people who do not exist, with -s inquiries.source=synthetic.')
@@ -237,8 +241,9 @@ def plot_achieved(
     rows = [dict(set=r['name'], kind=r['kind'], control=r['control'], m=r['m'], **r['similarity_to_inquiry'])
         for r in results['sets'] if r['kind'] == 'generated' and not r['volume']]
     fig, ax = plot_controls(rows, 'm', 'mean', lambda r: (r['mean']-r['std'], r['mean']+r['std']))
-    ax.plot([-1, 1], [-1, 1], ':', color=GREY, label='as requested')
-    ax.set(xlabel='requested m (cosine)', ylabel=f'achieved cosine ({results["judge"]})', ylim=(-1.05, 1.05))
+    low = -1 if min(r['m'] for r in rows) < 0 else 0
+    ax.plot([low, 1], [low, 1], ':', color=GREY, label='as requested')
+    ax.set(xlabel='requested m (cosine)', ylabel=f'achieved cosine ({results["judge"]})', ylim=(low-.05, 1.05))
     ax.legend(frameon=False, fontsize=8)
     return fig, rows
 
@@ -489,7 +494,7 @@ def report_html(
     recipe = results['recipe']
     figures = {name: html_figure(name, pictures) for name in CAPTIONS}
     table, note = html_table(COLUMNS, table_rows(results)), html.escape(table_note(results))
-    words = ('{} control: achieved {highest:.2f} down to {lowest:.2f}, '
+    words = ('{} control, from m = 1 on: achieved {highest:.2f} down to {lowest:.2f}, '
              'rank correlation with the requested m {rank_correlation:.2f}.')
     follows = ' '.join(words.format(control.capitalize(), **o) for control, o in results['spearman'].items())
     parts = {'Results': f'{table}<p class="soft">{note}.</p>',

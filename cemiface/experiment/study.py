@@ -89,9 +89,11 @@ def learns_m(
 
 def asks_m(
     arm:Arm, # set to be compared
+    recipe:Recipe, # of the lab
 )->bool:
-    "Does it ask the recipe's own generator for an m other than 1 by the scalar?"
-    return arm.drawn and arm.control != 'sphere' and arm.m != 1 and not arm.tuning
+    "Does it ask a generator by the scalar for an m that it was not trained at?"
+    t = (tuning_recipe(recipe, arm.tuning) if arm.tuning else recipe).training
+    return arm.drawn and arm.control != 'sphere' and not all(t.m_low <= m <= t.m_high for m in np.ravel(arm.m))
 
 # %% ../../nbs/75_experiment.study.ipynb #c52075d9
 @dataclass(eq=False)
@@ -125,7 +127,7 @@ class Study:
         if self.needs_toy and recipe.faces.source != 'toy': return self.needs_toy
         if self.needs_latents and recipe.autoencoder == 'none':
             return 'it draws pixels, so there is no autoencoder that could cost any identity'
-        if not learns_m(recipe) and any(map(asks_m, self.arms(recipe).values())):
+        if not learns_m(recipe) and any(asks_m(arm, recipe) for arm in self.arms(recipe).values()):
             return ('its generator is trained at one m, so scalar control at another m means nothing to it; train one '
                     'with training.m_low = -1 and loss.lam above 0')
         source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values() if arm.drawn}
@@ -171,7 +173,8 @@ def find(
 )->Finding:
     "Measure the arms of a study, and conclude; titles of columns may hold notes of the finding"
     arms = study.arms(lab.recipe)
-    evidence = Evidence(lab, arms, measure_arms(lab, arms), study.better)
+    pairs = [pair for pair in study.better if arms.keys() >= set(pair)]        # some arms fit no generator of one m
+    evidence = Evidence(lab, arms, measure_arms(lab, arms), pairs)
     for role, arm in arms.items():
         if arm.train and all_pairs(lab): evidence.rows[role]['tar'] = mean_tar(all_cosines(lab, arm), FAR)
     finding = study.conclude(evidence)
