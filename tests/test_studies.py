@@ -20,7 +20,8 @@ def test_all(cemiface, tmp_path):
     r = cemiface(*args, '--json')
     assert r.code==0 and 'Traceback' not in r.err, r.err
     assert all(p.stat().st_mtime_ns==t for p, t in done.items())                            # nothing of that was made again
-    listed = {o['name'] for o in as_json(cemiface('study', '--list', '--json').out)['studies']}-{'autoencoder'}      # the toy draws pixels
+    unfit = {'autoencoder', 'photos'}                                                      # the toy draws pixels, of few faces here
+    listed = {o['name'] for o in as_json(cemiface('study', '--list', '--json').out)['studies']}-unfit
     d = as_json(r.out)
     assert {o['study'] for o in d['studies']}==listed and len(listed)>25
     for o in d['studies']:

@@ -37,7 +37,7 @@ from .report import figure_text, markdown_text
 from .run import stage
 from .planning import quick_rates
 from .arms import (
-    Arm, correct_pairs, generator_numbers, Lab, measure_arms, open_lab, recogniser_config, recogniser_of,
+    Arm, correct_pairs, generator_numbers, Lab, measure_arms, open_lab, photos_needed, recogniser_config, recogniser_of,
     remembered, STUDY_FILE, tuning_recipe, TUNINGS)
 
 # %% ../../nbs/75_experiment.study.ipynb #c176cda1
@@ -130,6 +130,8 @@ class Study:
         if not learns_m(recipe) and any(asks_m(arm, recipe) for arm in self.arms(recipe).values()):
             return ('its generator is trained at one m, so scalar control at another m means nothing to it; train one '
                     'with training.m_low = -1 and loss.lam above 0')
+        most, toys = photos_needed(self.arms(recipe)), recipe.toy.identities*recipe.toy.per_identity
+        if recipe.faces.source == 'toy' and most >= toys: return f'it needs more than {most:,} training faces, and there are {toys:,}'
         source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values() if arm.drawn}
         compares_given = 'given' in kinds and not kinds.isdisjoint([*DRAWN, 'other'])
         if source != 'faces' and (self.needs_people or compares_given):
@@ -575,7 +577,7 @@ def run_studies(
     if unknown:
         raise CemiFaceError(f'the photos have no identities, which these studies need: {", ".join(unknown)}; '
                             'give each person a folder, or name other studies')
-    most = max((TUNINGS[arm.tuning].photos for study in studies for arm in study.arms(recipe).values() if arm.tuning), default=0)
+    most = max((photos_needed(study.arms(recipe)) for study in studies), default=0)
     if most >= len(lab.train):
         raise CemiFaceError(f'there are {len(lab.train):,} training photos, and the study photos needs more than {most:,}; '
                             'name other studies')
