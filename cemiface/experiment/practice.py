@@ -36,6 +36,7 @@ from .paper import cosines_to_inquiry, PAPER_STUDIES, similarity_label
 from .beyond import best_role, BEYOND_STUDIES
 
 # %% ../../nbs/78_experiment.practice.ipynb #c0d48108
+@remembered
 def judged_others(lab): # embeddings, (n,d); persons, (n,)
     "People of the verification pairs, by the judge"
     return embed(lab.judge, lab.pairs.images, device=lab.device), persons_of_pairs(lab.pairs)
