@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FACTS', 'ONE_FACE', 'COLUMNS', 'sets_of', 'rank_correlations', 'caution', 'figure_text', 'table_rows',
            'markdown_text', 'best_set', 'answers', 'plot_sweep', 'plot_achieved', 'line_style', 'plot_rocs',
-           'plot_leakage', 'plot_faces', 'decoder_words', 'html_page', 'html_training', 'training_html', 'report_html']
+           'plot_leakage', 'plot_faces', 'plot_nearest', 'decoder_words', 'set_card', 'html_page', 'training_html',
+           'report_html']
 
 # %% ../../nbs/70_experiment.report.ipynb #ce2378e5
 import base64
@@ -19,10 +20,11 @@ from scipy.stats import spearmanr
 
 from ..core import text_table
 from ..recipe import DRAWN, to_toml
+from ..data.faces import FaceSet
 from ..plots import BLACK, CONTROL_COLOURS, GREEN, GREY, wide_axes
 from ..sets.inquiries import SOURCES
 from ..recognition.verification import plot_roc, roc
-from ..analysis.similarity import file_of, first_faces, people_words
+from ..analysis.similarity import capacity_words, file_of, people_words
 from ..analysis.leakage import BINS, leakage_words, NonMembers, PROMISE
 
 # %% ../../nbs/70_experiment.report.ipynb #ce6913c5
@@ -69,7 +71,7 @@ def caution(
 COLUMNS = {
     'set': 'label', 'm': 'm:+.2f', 'images': 'images:,d', 'similarity': 'similarity_to_inquiry/mean:.2f',
     'within': 'within_identity/mean:.2f', 'between': 'between_identity/mean:.2f',
-    'nearer': 'leakage/nearer:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:+.2f'}
+    'nearer': 'leakage/nearer:.2f', 'accuracy': 'accuracy', 'gap to real': 'gap_to_real:.2f'}
 
 def figure_text(
     row:dict, # of a table
@@ -107,7 +109,7 @@ def table_note(
 )->str:
     "The units of the table, and a warning where there is need"
     note = (f'similarity, within, between, nearer: by {results["judge"]}; nearer: chance to be nearer to a training face '
-            'than other people are, 0.5 is no difference; accuracy in %, gap in points')
+            'than other people are, 0.5 is no difference; accuracy in %, gap in points below real')
     return '; '.join(filter(None, [note, caution(results['sets'])]))
 
 # %% ../../nbs/70_experiment.report.ipynb #n3340791
@@ -148,6 +150,7 @@ def accuracy_answer(results, best): # best: row of a generated set
     beside = ' and '.join(f'{accuracy_words(rows[k])} on {rows[k]["images"]:,} {name}' for k, name in names.items() if k in rows)
     says = (f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
         f'not in the training photos{f", beside {beside}" if beside else ""}; guessing gives 50%.')
+    if best['gap_ci95']: says += ' The gap to the real photos is {:.1f} points [{:.1f}, {:.1f}].'.format(best['gap_to_real'], *best['gap_ci95'])
     made = sum(r['kind'] == 'generated' for r in results['sets'])
     return says+f' It was picked among {made} sets by the same pairs, which flatters it a little.'*(made > 1)
 
@@ -163,7 +166,7 @@ def privacy_answer(results, best): # best: row of a generated set
     quiet = best_set(dict(sets=far))
     if quiet is None: says += ' Every set is nearer.'
     elif quiet is not best: says += f' The best set that is no nearer is {set_label(quiet)}: accuracy {accuracy_words(quiet)}, nearer in {chance(quiet)}.'
-    if results['recipe']['inquiries']['source'] in DRAWN: says += ' No photo served as inquiry.'
+    if results['recipe']['inquiries']['source'] in DRAWN: says += ' No photo served as inquiry, and this page shows none.'
     return says+' This is a comparison by one judge, and no promise of anonymity.'
 
 # %% ../../nbs/70_experiment.report.ipynb #n4177309
@@ -179,7 +182,8 @@ def answers(
     if best['leakage']: found['How private'] = privacy_answer(results, best)
     minutes, longest = round(sum(seconds.values())/60), max(seconds, key=seconds.get)
     found['What it took'] = f'{minutes:,} minute{"s"*(minutes != 1)} of computing on {results["hardware"]}.'
-    if minutes and seconds[longest] > 30*minutes: found['What it took'] += f' {round(seconds[longest]/60):,} of them are the stage {longest}.'
+    if minutes and seconds[longest] > 30*minutes: found['What it took'] += f' The stage {longest} took {round(seconds[longest]/60):,} of them.'
+    if 'generator' not in seconds: found['What it took'] += ' The generator was there before; its training is not counted.'
     people = f' of {photos["people"]:,} people' if photos['people'] else ''
     found['How many photos'] = (f'The generator learnt from {photos["images"]:,} photos{people}. '
         'Whether fewer would do, this run does not tell; the command "cemiface study photos" measures it.')
@@ -309,18 +313,42 @@ def plot_leakage(
 # %% ../../nbs/70_experiment.report.ipynb #c5aecf8a
 def plot_faces(
     sets, # label -> FaceSet
-    most:int=10, # identities
+    people:int=3, # identities
+    each:int=4, # faces of each
 ): # Figure, and the file of each face
-    "The first face of each identity, a row for each set"
-    fig, axes = wide_axes(.7*len(sets), len(sets))
-    n, rows = min(most, *(faces.identities for faces in sets.values())), []
+    "The first faces of the first identities, a row for each set"
+    fig, axes = wide_axes(.6*len(sets), len(sets))
+    people, rows = min(people, *(o.identities for o in sets.values())), []
+    each = min(each, max(np.bincount(o.labels).max() for o in sets.values()))
     for ax, (label, faces) in zip(axes, sets.items()):
-        first = first_faces(faces.labels)[:n]
-        ax.imshow(np.hstack(faces.images[first].transpose(0, 2, 3, 1)), interpolation='none')
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(label, rotation=0, ha='right', va='center')
-        rows += [dict(row=label, column=k, file=file_of(faces, i)) for k, i in enumerate(first.tolist())]
+        blank, shown = np.full_like(faces.images[0], 255), []
+        for person in range(people):
+            mine = np.flatnonzero(faces.labels == person)[:each]
+            shown += [*faces.images[mine], *[blank]*(each-len(mine)), blank[..., ::4]]     # a narrow space between people
+            rows += [dict(row=label, person=person, face=k, file=file_of(faces, i)) for k, i in enumerate(mine.tolist())]
+        ax.imshow(np.concatenate(shown[:-1], 2).transpose(1, 2, 0), interpolation='none')
+        ax.set_axis_off()
+        ax.text(-.01, .5, label, transform=ax.transAxes, ha='right', va='center')
     return fig, rows
+
+
+# %% ../../nbs/70_experiment.report.ipynb #n8247393
+def plot_nearest(
+    faces:FaceSet, # of a set
+    photos:FaceSet, # the training photo that is nearest to each of them
+    rows, # their files and cosine: face, training_face, cosine
+): # Figure, and the rows
+    "Faces of a set, above the training photos that they come nearest to"
+    fig, axes = wide_axes(1.9, 2)
+    for ax, label, row in zip(axes, ('face', 'photo'), (faces, photos)):
+        ax.imshow(np.hstack(row.images.transpose(0, 2, 3, 1)), interpolation='none')
+        ax.set(xticks=[], yticks=[], ylabel=label)
+    side = faces.images.shape[-1]
+    axes[0].set_xticks([(k+.5)*side for k in range(len(faces))], [f'{float(r["cosine"]):.2f}' for r in rows])
+    axes[0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
+    axes[1].tick_params(bottom=False, labelbottom=False)
+    return fig, rows
+
 
 # %% ../../nbs/70_experiment.report.ipynb #c9748dd5
 STYLE = ''':root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#8884;--page:#fff;--link:#0060a8}
@@ -349,8 +377,7 @@ def html_table(
 
 # %% ../../nbs/70_experiment.report.ipynb #ca818954
 CAPTIONS = dict(
-    faces='Inquiries on top, then one row per generated set: the first face of each identity. '
-        'A column is an identity.',
+    faces='Three inquiries on top, then one row per generated set: the first faces drawn of each inquiry.',
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have '
         'to the inquiries. Bars: 95% intervals, people and pairs resampled.',
     calibration='Requested and achieved similarity: mean cosine of the faces to their inquiry, by the judge. '
@@ -389,8 +416,8 @@ def html_capacity(
     table = html_table(head, [[k, *row(v)] for k, v in found.items()])
     source = html.escape(SOURCES[results['recipe']['inquiries']['source']])
     return (f'<p>Inquiries: {source}.</p>{table}<p class="soft">Impostor rate: fraction of pairs of two people '
-            f'whose first faces have a cosine of {o["threshold"]:g} or more, by the judge. Capacity: how many '
-            f'people there can be until {o["collisions"]:.0%} of them have a double. '
+            f'whose first faces have a cosine of {o["threshold"]:g} or more, by the judge. Capacity: with how many '
+            f'people {o["collisions"]:.0%} of them would be taken for somebody else in the set. '
             'Intervals of 95%, by a jackknife over people.</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #ce3b8e72
@@ -411,7 +438,8 @@ def html_leakage(
             'Cosine to the nearest training photo, and the fraction above the threshold; a face is compared with all '
             'photos, so many non-members are above it, too. Nearer than '
             'non-members: the chance that a face is nearer to its nearest training photo than a non-member '
-            'to its own, with a 95% interval for which identities are resampled; 0.5 is no difference.</p>'
+            'to its own, with a 95% interval for which identities are resampled; 0.5 is no difference.</p><p>'
+            'The faces of the best set that come nearest lie beside their photos in <code>figures/nearest.png</code>, which is not for others.</p>'
             f'<p>{PROMISE}</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #n2293919
@@ -436,6 +464,34 @@ def html_provenance(
 <details><summary>{sum(seconds.values()):,.0f} seconds of computing, stage by stage</summary>{took}</details>
 <details><summary>The recipe, complete</summary><pre>{html.escape(to_toml(recipe))}</pre></details>'''
 
+# %% ../../nbs/70_experiment.report.ipynb #n3880068
+def set_card(
+    r, # a generated set of results.json
+    results, # of the run
+)->str: # README.md
+    "What a set is, in words"
+    s, recipe, leak = r['similarity_to_inquiry'], results['recipe'], r['leakage']
+    words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(leak), PROMISE]))
+    decoder = markdown_text(decoder_words(results['autoencoder']))
+    return f'''# {r["name"]}
+
+Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
+{recipe["generation"]["per_identity"]} faces each, {r["control"]} control, m = {r["m"]:g},
+seed {results["seed"]}.
+
+| | |
+|---|---|
+| similarity to the inquiry | {s["mean"]:.3f} +- {s["std"]:.3f} ({s["judge"]}) |
+| inquiries | {SOURCES[recipe["inquiries"]["source"]]} |
+| how separate | {capacity_words(r["capacity"], leak["nonmembers"].get("capacity"))} |
+| decoded by | {decoder} |
+
+## How near to the nearest training face
+
+{words}
+'''
+
+
 # %% ../../nbs/70_experiment.report.ipynb #n2924064
 def html_page(
     title:str, # plain text
@@ -448,27 +504,22 @@ def html_page(
 {body}</html>
 '''
 
-def html_training(
-    rows:dict[str, bytes], # label -> JPEG
-)->str: # empty, where there are none
-    "Rows of faces, one below the other"
+def training_html(
+    recipe, # Recipe of the run
+    rows:dict[str, bytes], # label -> row of faces as JPEG
+)->str: # one self-contained page, which reloads itself every minute
+    "The page of a run whose generator is still in training; it shows photos, and the report takes its place"
     def figure(label, row):
         data = base64.b64encode(row).decode()
         return (f'<figure><img alt="{label}" src="data:image/jpeg;base64,{data}">'
                 f'<figcaption>{label}</figcaption></figure>')
-    shown = ''.join(figure(label, row) for label, row in rows.items())
-    return shown and f'<p class="soft">Photos on top; below, what the generator drew of these people, at m = 1, as it went on.</p>{shown}'
-
-def training_html(
-    recipe, # Recipe of the run
-    rows:dict[str, bytes], # label -> JPEG
-)->str: # one self-contained page, which reloads itself every minute
-    "The report of a run whose generator is still in training"
     name, about = html.escape(recipe.name), html.escape(recipe.about)
     return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">
 <h1>{name}</h1><p>{about}.
 The generator is in training.</p>
-{html_training(rows)}''')
+<p class="soft">Photos on top; below, what the generator draws of these people, at m = 1. The report, which comes later, does not show them.</p>
+{"".join(figure(label, row) for label, row in rows.items())}''')
+
 
 # %% ../../nbs/70_experiment.report.ipynb #n1215426
 WORDS = dict(
@@ -488,7 +539,6 @@ def html_summary(results):
 def report_html(
     results, # results.json
     pictures, # name -> faces, sweep, calibration, roc, leakage as PNG
-    training:dict[str, bytes]|None=None, # label -> row of faces drawn while the generator trained, as JPEG
 )->str: # one self-contained page
     "The report of a run"
     recipe = results['recipe']
@@ -501,8 +551,7 @@ def report_html(
         'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
         'Calibration': f'{figures["calibration"]}<p>{follows}</p>', 'ROC': figures['roc'],
         'Capacity': html_capacity(results),
-        'Leakage': figures['leakage']+html_leakage(results), 'Training': html_training(training or {}),
-        'Provenance': html_provenance(results)}
+        'Leakage': figures['leakage']+html_leakage(results), 'Provenance': html_provenance(results)}
     links = body = ''
     for title, part in parts.items():
         if not part: continue

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENCODER_ROLES', 'check_recipe', 'check_files', 'Context', 'open_run', 'stage', 'People', 'load_people', 'Encoders',
-           'load_encoders', 'precision_kept', 'show_training', 'training_rows', 'load_or_train_generator',
-           'load_or_choose_inquiries', 'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
+           'load_encoders', 'precision_kept', 'show_training', 'load_or_train_generator', 'load_or_choose_inquiries',
+           'inquiry_rows', 'ComparedSet', 'generated_sets', 'real_photos', 'baseline_sets',
            'load_or_measure_nonmembers', 'keep_verification', 'kept_cosines', 'judge_set', 'measure_set',
-           'measure_encoder', 'collect_results', 'write_figures', 'run', 'demo']
+           'measure_encoder', 'collect_results', 'run', 'demo']
 
 # %% ../../nbs/71_experiment.run.ipynb #cee6eaeb
+import csv
 import tempfile
 import time
 from collections import Counter
@@ -37,16 +38,15 @@ from ..generator.denoiser import build_denoiser, latent_sizes
 from ..generator.training import may_change
 from ..generator.sampling import check_steps, drawing_precision, request_of
 from ..generator.pipeline import CemiFacePipeline, decoder_of, load_generator, save_index, train_generator
-from ..sets.inquiries import drawn_candidates, select_inquiries, SOURCES, write_inquiries
+from ..sets.inquiries import drawn_candidates, select_inquiries, write_inquiries
 from ..sets.dataset import make_set, part_of, real_subset
-from ..recognition.verification import gap_to_real, score_pairs, summary, verify
+from ..recognition.verification import fold_accuracy, gap_to_real, paired_difference, score_pairs, summary, verify
 from ..recognition.training import rate_schedule, train_recogniser
-from ..analysis.similarity import analyse, capacity_words, file_of, set_embeddings
-from ..analysis.leakage import (
-    BINS, find_nonmembers, leakage_facts, leakage_report, leakage_words, NonMembers, PROMISE)
+from ..analysis.similarity import analyse, file_of, set_embeddings
+from ..analysis.leakage import BINS, find_nonmembers, leakage_facts, leakage_report, NonMembers
 from .report import (
-    caution, decoder_words, FACTS, line_style, markdown_text, plot_achieved, plot_faces, plot_leakage,
-    plot_rocs, plot_sweep, rank_correlations, report_html, set_label, training_html)
+    best_set, FACTS, line_style, plot_achieved, plot_faces, plot_leakage, plot_nearest, plot_rocs, plot_sweep,
+    rank_correlations, report_html, set_card, set_label, training_html)
 
 # %% ../../nbs/71_experiment.run.ipynb #cf602a51
 def check_recipe(
@@ -231,7 +231,7 @@ def show_training(
     pipe, # CemiFacePipeline as it is so far
     step:int, # of its training
 ):
-    "Draw a row of faces into figures/training, and write a report of the rows so far"
+    "Draw a row of faces into figures/training, and show six of the rows so far in report.html, below photos of these people"
     r, s, home = ctx.recipe, ctx.recipe.sampling, ctx.out/'figures'/'training'
     x = to_float(train.images[np.linspace(0, len(train)-1, min(8, len(train))).astype(int)])
     sampling = dict(num_inference_steps=min(10, s.steps), guidance_scale=s.guidance, guidance_interval=(s.guidance_low, s.guidance_high))
@@ -239,18 +239,11 @@ def show_training(
     except CemiFaceError as e: return log(f'step {step}: no faces to show yet ({e})')
     for name, row in {'inquiries': x, f'{step:09}': drawn}.items():
         with atomic_path(home/f'{name}.jpg') as path: face_grid(row, ncol=len(x)).save(path, format='jpeg')
-    write_text(ctx.out/'report.html', training_html(r, training_rows(ctx.out)))
+    files = sorted(home.glob('0*.jpg'))
+    some = np.unique(np.linspace(0, len(files)-1, 6).astype(int))
+    shown = {'photos': home/'inquiries.jpg'} | {f'step {int(files[k].stem):,}': files[k] for k in some}
+    write_text(ctx.out/'report.html', training_html(r, {label: f.read_bytes() for label, f in shown.items()}))
 
-def training_rows(
-    out:Path, # run folder
-    most:int=6, # of the rows of faces
-)->dict[str, bytes]: # label -> JPEG
-    "The rows that show_training has drawn, evenly chosen, below the photos that they start from"
-    files = sorted((out/'figures'/'training').glob('0*.jpg'))
-    if not files: return {}
-    chosen = np.unique(np.linspace(0, len(files)-1, most).astype(int))
-    rows = {'photos': out/'figures'/'training'/'inquiries.jpg'} | {f'step {int(files[k].stem):,}': files[k] for k in chosen}
-    return {label: f.read_bytes() for label, f in rows.items()}
 
 # %% ../../nbs/71_experiment.run.ipynb #c7ebe95a
 def load_or_train_generator(
@@ -484,70 +477,66 @@ def collect_results(
     ctx, # Context of the run
     rows, # of measure_set and measure_encoder
     judge_name, # who measured
-    train:FaceSet, # photos of the generator
+    people:People, # training faces and pairs
     autoencoder:dict|None=None, # name and licence of what decodes the faces
 )->dict: # results.json
     "Put the rows side by side with seconds, versions, hardware and recipe, and write results.json"
-    real = next((r['verification']['accuracy'] for r in rows if r['kind'] == 'real'), None)
+    pairs, photos = people.pairs, dict(images=len(people.train), people=people.train.identities or None)
+    def right(r): # which pairs each of its recognisers judges rightly, (1,seeds,n)
+        files = [ctx.out/'verification'/f'{r["name"]}-{k}.npy' for k in range(ctx.recipe.study.seeds)]
+        return [[fold_accuracy(kept_cosines(f), pairs.same, pairs.folds)['correct'] for f in files]]
+    real = next((r for r in rows if r['kind'] == 'real'), None)
     for r in rows:
-        r['gap_to_real'] = None if real is None or r['kind'] == 'recogniser' else gap_to_real(real, r['verification']['accuracy'])
+        r |= dict(gap_to_real=None, gap_ci95=None)
+        if not real or r['kind'] == 'recogniser': continue
+        gap = paired_difference(right(real), right(r), pairs.person_left, pairs.person_right)
+        r['gap_to_real'] = gap_to_real(real['verification']['accuracy'], r['verification']['accuracy'])
+        r['gap_ci95'] = [100*gap['lo'], 100*gap['hi']]
     seconds = {p.stem: ctx.folder.facts(p.stem)['seconds'] for p in sorted((ctx.out/'stages').glob('*.json'))}
-    photos = dict(images=len(train), people=train.identities or None)
     results = dict(format_version=FORMAT_VERSION, sets=rows, photos=photos, judge=judge_name, autoencoder=autoencoder, seconds=seconds,
         spearman=rank_correlations(rows), versions=versions(), hardware=hardware(), recipe=asdict(ctx.recipe), seed=ctx.recipe.seed)
     write_json(ctx.out/'results.json', results)
     return results
 
 # %% ../../nbs/71_experiment.run.ipynb #cb667c2e
+def nearest_photos(
+    ctx, # Context of the run
+    compared:ComparedSet, # that judge_set has measured
+    train:FaceSet, # training faces
+    most:int=8, # identities
+): # FaceSet of its faces, FaceSet of photos, and the rows of judge_set
+    "The faces of a set that come nearest to a training photo, one of an identity, and these photos"
+    with open(ctx.out/'analysis'/f'{compared.name}.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    rows = sorted(rows, key=lambda r: -float(r['cosine']))[:most]
+    def found(faces, key):
+        place = {str(file_of(faces, i)): i for i in range(len(faces))}
+        return faces.subset([place[r[key]] for r in rows])
+    return found(compared.faces, 'face'), found(train, 'training_face'), [{k: r[k] for k in ('face', 'training_face', 'cosine')} for r in rows]
+
 def write_figures(
     ctx, # Context of the run
     results, # of the run
     sets, # every ComparedSet of the run
     inquiries:FaceSet, # one face per identity
-    same, # which verification pairs show one person, bool (n,)
+    people:People, # training faces and pairs
     nonmembers:NonMembers, # how near others come to the training faces
 )->dict[str, bytes]: # name -> PNG
-    "Draw and write the figures, and the data of each beside it; further volumes are not shown"
-    shown, faces = [r for r in results['sets'] if not r['volume']], {o.name: o.faces for o in sets}
+    "Draw and write the figures, and the data of each beside it; further volumes are in none but `nearest`"
+    shown, named = [r for r in results['sets'] if not r['volume']], {o.name: o for o in sets}
     made = [r for r in shown if r['kind'] == 'generated']
-    curves = {set_label(r): (kept_cosines(ctx.out/'verification'/f'{r["name"]}-0.npy'), same) for r in shown}
+    curves = {set_label(r): (kept_cosines(ctx.out/'verification'/f'{r["name"]}-0.npy'), people.pairs.same) for r in shown}
     near = {set_label(r): ctx.folder.facts(f'analysis {r["name"]}')['found']['nearest'] for r in made}
-    drawn = dict(faces=plot_faces(dict(inquiry=inquiries) | {set_label(r): faces[r['name']] for r in made}),
+    drawn = dict(faces=plot_faces(dict(inquiry=inquiries) | {set_label(r): named[r['name']].faces for r in made}),
         sweep=plot_sweep(results), roc=plot_rocs(curves, line_style(shown)))
     if made: drawn |= dict(calibration=plot_achieved(results),
-        leakage=plot_leakage(near, line_style(made), nonmembers, results['judge']))
+        leakage=plot_leakage(near, line_style(made), nonmembers, results['judge']),
+        nearest=plot_nearest(*nearest_photos(ctx, named[best_set(results)['name']], people.train)))
     for name, (figure, rows) in drawn.items():
         with atomic_path(ctx.out/'figures'/f'{name}.png') as path: figure.savefig(path, format='png')
         write_text(ctx.out/'figures'/f'{name}.csv', csv_text(rows))
     return {name: (ctx.out/'figures'/f'{name}.png').read_bytes() for name in drawn}
 
 # %% ../../nbs/71_experiment.run.ipynb #caeb9047
-def set_card(
-    r, # a generated set of results.json
-    results, # of the run
-)->str: # README.md
-    "What a set is, in words"
-    s, recipe, leak = r['similarity_to_inquiry'], results['recipe'], r['leakage']
-    words = '\n\n'.join(filter(None, [caution([r]), *leakage_words(leak), PROMISE]))
-    decoder = markdown_text(decoder_words(results['autoencoder']))
-    return f'''# {r["name"]}
-
-Synthetic faces drawn by cemiface {results["versions"]["cemiface"]}: {r["identities"]} identities,
-{recipe["generation"]["per_identity"]} faces each, {r["control"]} control, m = {r["m"]:g},
-seed {results["seed"]}.
-
-| | |
-|---|---|
-| similarity to the inquiry | {s["mean"]:.3f} +- {s["std"]:.3f} ({s["judge"]}) |
-| inquiries | {SOURCES[recipe["inquiries"]["source"]]} |
-| how separate | {capacity_words(r["capacity"], leak["nonmembers"].get("capacity"))} |
-| decoded by | {decoder} |
-
-## How near to the nearest training face
-
-{words}
-'''
-
 def write_cards(
     ctx, # Context of the run
     results, # of the run
@@ -581,10 +570,10 @@ def run(
     nonmembers = load_or_measure_nonmembers(ctx, encoders.judge, people)
     rows = [measure_set(ctx, compared, people, encoders, nonmembers) for compared in sets]
     rows.append(measure_encoder(ctx, encoders.identity, people.native_pairs))
-    results = collect_results(ctx, rows, encoders.judge_name, people.train, decoder_of(pipe))
+    results = collect_results(ctx, rows, encoders.judge_name, people, decoder_of(pipe))
     write_cards(ctx, results, pipe)
-    pictures = write_figures(ctx, results, sets, inquiries, people.pairs.same, nonmembers)
-    write_text(ctx.out/'report.html', report_html(results, pictures, training_rows(ctx.out)))
+    pictures = write_figures(ctx, results, sets, inquiries, people, nonmembers)
+    write_text(ctx.out/'report.html', report_html(results, pictures))
     return results
 
 # %% ../../nbs/71_experiment.run.ipynb #c78886d3
