@@ -72,7 +72,7 @@ def cells(name, text, image, up):
     yield f'{held} {where}\n\n{figure}'
     yield '## The numbers\n\n'+'\n'.join(bullets(numbers))+f'\n\n{rest}'
     yield (f'The study `{name}` is one of those that [studies]({up}75_experiment.study.ipynb) defines. The command above makes '
-           'this page again. The *shape* of a claim is the direction of a difference, not its size.')
+           'this page again. The *shape* of a claim is the direction of a difference; its size counts only where the claim names one.')
 
 def main(lab, folder='studies'):
     "Write the pages, and say which"

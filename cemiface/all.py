@@ -35,9 +35,9 @@ from .experiment.report import results_table
 from .experiment.run import demo, run
 from .experiment.bench import bench, bench_table
 from .experiment.planning import dry_run
-from .experiment.study import run_studies, studies_table
+from .experiment.study import run_studies
 from .experiment.beyond import suggest_m
-from .experiment.practice import choose_studies
+from .experiment.practice import choose_studies, studies_table
 from .experiment.practice import STUDIES
 from .explore import explore
 

@@ -466,8 +466,8 @@ def lab_of(a):
 # %% ../nbs/81_verbs.ipynb #n4246281
 def do_study(a):
     "Tables and figures"
-    from cemiface.experiment.practice import choose_studies, STUDIES, study_named
-    from cemiface.experiment.study import run_studies, studies_table
+    from cemiface.experiment.practice import choose_studies, STUDIES, studies_table, study_named
+    from cemiface.experiment.study import run_studies
     if a.list:
         found = [dict(name=s.name, where=s.where, claim=s.claim) for s in STUDIES.values()]
         return dict(studies=found), '\n'.join(f'{o["name"]:22} {o["where"]}: {o["claim"]}' for o in found)
@@ -477,7 +477,7 @@ def do_study(a):
         raise CemiFaceError('study needs names of studies, or --all; cemiface study --list names them')
     studies = choose_studies(a.name, load_recipe(a.recipe, overrides(a)))
     recipe, out, inputs, autoencoder = lab_of(a)
-    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a), autoencoder)
+    results = run_studies(recipe, out, studies, inputs, a.seeds, a.generator_seeds, on_cpu(a), autoencoder, not a.all)
     return dict(studies=results), f'{studies_table(results)}\ntables, figures, pages: {Path(out)/"studies"}'
 
 # %% ../nbs/81_verbs.ipynb #n5351351

@@ -146,11 +146,14 @@ def test_names_of_groups_in_a_figure(tmp_path):
     rows = [dict(name='real', what=what, kind='file', group=group, mean=.5, lo=.4, hi=.6) for what in ('accuracy', 'similarity') for group in HOSTILE]
     practice.plot_groups(rows, 'a judge').savefig(tmp_path/'figure.png')
 
-def test_photos_without_people(tmp_path, monkeypatch):
+def test_photos_without_people(tmp_path, monkeypatch, capsys):
     "Refused before any work, and only by the studies that need to know people"
     flat = lab_in(tmp_path, train=FaceSet(np.zeros((3, 3, 24, 24), np.uint8)))
     monkeypatch.setattr(study, 'open_lab', lambda *_: flat)
     toy = flat.recipe
-    with pytest.raises(CemiFaceError, match='m-sweep, another-photo; give'):
-        study.run_studies(toy, tmp_path, practice.choose_studies(['m-sweep', 'calibration', 'another-photo'], toy))
+    chosen = practice.choose_studies(['m-sweep', 'calibration', 'another-photo'], toy)
+    with pytest.raises(CemiFaceError, match='study m-sweep .* no identities.*; study another-photo .* no identities'):
+        study.run_studies(toy, tmp_path, chosen)
+    assert [o.name for o in study.fitting(chosen, toy, flat.train, named=False)]==['calibration']
+    assert 'left out: study m-sweep cannot be made of recipe toy: the photos have no identities' in capsys.readouterr().err
     assert not [o for o in ('m-mixing', 'grid', 'cost', 'calibration', 'leakage') if practice.STUDIES[o].needs_labels(toy)] and not os.listdir(tmp_path)

@@ -145,29 +145,36 @@ def best_set(
 # %% ../../nbs/70_experiment.report.ipynb #n9810362
 def accuracy_answer(results, best): # best: row of a generated set
     "How good the best set is"
-    rows = {r['kind']: r for r in results['sets']}
-    label, names = f'{set_label(best)} {best["volume"]}'.strip(), dict(real='real training photos', inquiry_copies='copies of the inquiries alone')
-    beside = ' and '.join(f'{accuracy_words(rows[k])} on {rows[k]["images"]:,} {name}' for k, name in names.items() if k in rows)
-    says = (f'Recognisers trained on the best generated set ({label}, {best["images"]:,} images) reach {accuracy_words(best)} on people who are '
-        f'not in the training photos{f", beside {beside}" if beside else ""}; guessing gives 50%.')
-    if best['gap_ci95']: says += ' The gap to the real photos is {:.1f} points [{:.1f}, {:.1f}].'.format(best['gap_to_real'], *best['gap_ci95'])
+    rows, seeds = {r['kind']: r for r in results['sets']}, len(best['verification']['seeds'])
+    label = f'{set_label(best)} {best["volume"]}'.strip()
+    names = dict(real='{images:,} real training photos of {identities:,} people', inquiry_copies='{images:,} copies of the {identities:,} inquiries')
+    beside = ' and '.join(f'{accuracy_words(rows[k])} after {name.format(**rows[k])}' for k, name in names.items() if k in rows)
+    says = (f'After training on the best generated set ({label}; {best["images"]:,} images of {best["identities"]:,} identities), a recogniser judges '
+        f'{accuracy_words(best)} of pairs of faces rightly{f", beside {beside}" if beside else ""}. The pairs show people who are not in the training '
+        'photos; guessing gives 50%.')
+    if best['gap_ci95']:
+        (low, high), gap = best['gap_ci95'], best['gap_to_real']
+        verdict = 'no difference is to be seen' if low <= 0 <= high else 'the photos are better' if gap > 0 else 'the set is better'
+        says += f' The gap to the real photos is {gap:.1f} points [{low:.1f}, {high:.1f}]: {verdict}.'
+    says += f' Intervals in brackets are 95%, for {seeds} recogniser{"s"*(seeds > 1)} a set.'
     made = sum(r['kind'] == 'generated' for r in results['sets'])
-    return says+f' It was picked among {made} sets by the same pairs, which flatters it a little.'*(made > 1)
+    return says+f' The best was picked among {made} sets by the same pairs, which flatters it a little.'*(made > 1)
+
 
 # %% ../../nbs/70_experiment.report.ipynb #n8325014
 def privacy_answer(results, best): # best: row of a generated set
     "How near the best set comes to the training photos, and the best set that comes no nearer than other people"
     def chance(r): return '{:.0%} (95% interval {:.0%} to {:.0%})'.format(r['leakage']['nearer'], *r['leakage']['ci95'])
     low, high = best['leakage']['ci95']
-    verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {"nearer to" if low > .5 else "farther from"} them than other people are'
-    says = ('A face of this set, or a photo of somebody who is in none of the training photos: which is nearer to one of them? '
-        f'The face, in {chance(best)} of such pairs. 50% is no difference, and more is a warning: {verdict}.')
+    verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {"nearer to" if low > .5 else "farther from"} the photos than strangers are'
+    says = (f'Compared with a photo of a stranger, who is in none of the training photos, a face of this set is the nearer one to them in {chance(best)} '
+        f'of cases. 50% is no difference, and less is better: {verdict}.')
     far = [r for r in results['sets'] if r['kind'] == 'generated' and r['leakage'] and r['leakage']['ci95'][0] <= .5]
     quiet = best_set(dict(sets=far))
     if quiet is None: says += ' Every set is nearer.'
     elif quiet is not best: says += f' The best set that is no nearer is {set_label(quiet)}: accuracy {accuracy_words(quiet)}, nearer in {chance(quiet)}.'
     if results['recipe']['inquiries']['source'] in DRAWN: says += ' No photo served as inquiry, and this page shows none.'
-    return says+' This is a comparison by one judge, and no promise of anonymity.'
+    return says+' This is an average by one judge, and no promise of anonymity: single faces come nearer (figures/nearest.png in the folder of the run).'
 
 # %% ../../nbs/70_experiment.report.ipynb #n4177309
 def answers(
@@ -181,14 +188,15 @@ def answers(
     found['For whom'] = 'For those who train face recognisers and look for faces that are not photos of people.'
     if best['leakage']: found['How private'] = privacy_answer(results, best)
     minutes, longest = round(sum(seconds.values())/60), max(seconds, key=seconds.get)
-    found['What it took'] = f'{minutes:,} minute{"s"*(minutes != 1)} of computing on {results["hardware"]}.'
-    if minutes and seconds[longest] > 30*minutes: found['What it took'] += f' The stage {longest} took {round(seconds[longest]/60):,} of them.'
-    if 'generator' not in seconds: found['What it took'] += ' The generator was there before; its training is not counted.'
+    took = f'{minutes:,} minute{"s"*(minutes != 1)} of computing on {results["hardware"]}; a stage that was stopped counts from its last start.'
+    if minutes and seconds[longest] > 30*minutes: took += f' The stage {longest} took {round(seconds[longest]/60):,} of them.'
+    found['What it took'] = took+' The generator was there before; its training is not counted.'*('generator' not in seconds)
     people = f' of {photos["people"]:,} people' if photos['people'] else ''
     found['How many photos'] = (f'The generator learnt from {photos["images"]:,} photos{people}. '
-        'Whether fewer would do, this run does not tell; the command "cemiface study photos" measures it.')
-    found['What next'] = (f'The images lie in sets/{best["name"]}, a folder for each identity, and its README.md says how near they come to the '
-        'photos. Train a recogniser of yours on them, and test it on pairs of photos of which you know whether they show one person.')
+        'Whether fewer would do, this run does not tell; the command "cemiface study photos" measures it.'
+        +' The face encoders learnt elsewhere, from other photos.'*(recipe['faces']['source'] == 'folder'))
+    found['What next'] = (f'The images lie in sets/{best["name"]} in the folder of the run, a folder for each identity, and its README.md says how near they '
+        'come to the photos. Train your own recogniser on them, and test it on pairs of photos of which you know whether they show one person.')
     if recipe['faces']['source'] == 'folder' and recipe['inquiries']['source'] == 'faces':
         found['What next'] += (' The inquiries are photos of real people: their faces are on this page, and the sets resemble them. '
             'Before you pass anything on, draw people who do not exist, with -s inquiries.source=synthetic.')
@@ -379,7 +387,7 @@ def html_table(
 CAPTIONS = dict(
     faces='Three inquiries on top, then one row per generated set: the first faces drawn of each inquiry.',
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have '
-        'to the inquiries. Bars: 95% intervals, people and pairs resampled.',
+        'to the inquiries. Bars: 95% intervals, people and pairs resampled. At m = 1, both controls are the same.',
     calibration='Requested and achieved similarity: mean cosine of the faces to their inquiry, by the judge. '
         'Bars: one standard deviation over faces.',
     roc='Fraction of pairs of one person that is accepted, over the fraction of pairs of two people that is '
@@ -415,10 +423,9 @@ def html_capacity(
     head, o = ('set', 'people', 'impostor rate', 'capacity'), next(iter(found.values()))
     table = html_table(head, [[k, *row(v)] for k, v in found.items()])
     source = html.escape(SOURCES[results['recipe']['inquiries']['source']])
-    return (f'<p>Inquiries: {source}.</p>{table}<p class="soft">Impostor rate: fraction of pairs of two people '
-            f'whose first faces have a cosine of {o["threshold"]:g} or more, by the judge. Capacity: with how many '
-            f'people {o["collisions"]:.0%} of them would be taken for somebody else in the set. '
-            'Intervals of 95%, by a jackknife over people.</p>')
+    return (f'<p>Inquiries: {source}.</p>{table}<p class="soft">Impostor rate: of pairs of two people, the fraction that the judge finds alike '
+            f'(their first faces have a cosine of {o["threshold"]:g} or more). Capacity: among so many people, {o["collisions"]:.0%} have '
+            'such a double; more is better. Intervals of 95%, people resampled (jackknife).</p>')
 
 # %% ../../nbs/70_experiment.report.ipynb #ce3b8e72
 def html_leakage(
@@ -523,6 +530,8 @@ The generator is in training.</p>
 
 # %% ../../nbs/70_experiment.report.ipynb #n1215426
 WORDS = dict(
+    cosine='how alike a face encoder finds two faces: 1 is the same, about 0 two strangers',
+    accuracy='fraction of pairs that are judged rightly: does a pair show one person or two?',
     inquiry='a face that the generator is asked to resemble', identity='the faces drawn for one inquiry, as of one person',
     m='the similarity that is asked for, as a cosine: 1 is the inquiry itself',
     scalar='the network is given m as a number', sphere='the network is given a random point at cosine m to the inquiry',
@@ -544,8 +553,8 @@ def report_html(
     recipe = results['recipe']
     figures = {name: html_figure(name, pictures) for name in CAPTIONS}
     table, note = html_table(COLUMNS, table_rows(results)), html.escape(table_note(results))
-    words = ('{} control, from m = 1 on: achieved {highest:.2f} down to {lowest:.2f}, '
-             'rank correlation with the requested m {rank_correlation:.2f}.')
+    words = ('{} control, from m = 1 on: achieved {highest:.2f} down to {lowest:.2f}. The order is that of the requested m '
+             'where their rank correlation is 1; here it is {rank_correlation:.2f}.')
     follows = ' '.join(words.format(control.capitalize(), **o) for control, o in results['spearman'].items())
     parts = {'Results': f'{table}<p class="soft">{note}.</p>',
         'Accuracy over similarity': figures['sweep'], 'Faces': figures['faces'],
@@ -558,8 +567,9 @@ def report_html(
         anchor = title.lower().replace(' ', '-')
         links += f'<a href="#{anchor}">{title}</a>'
         body += f'<h2 id="{anchor}">{title}</h2>{part}'
-    seeds, made = recipe['study']['seeds'], sum(r['kind'] == 'generated' for r in results['sets'])
-    about = (f'{made} generated sets, beside real photos of the same number and copies of the inquiries; '
+    seeds, drawn, made = recipe['study']['seeds'], recipe['generation'], sum(r['kind'] == 'generated' for r in results['sets'])
+    about = (f'{made} generated sets of {drawn["per_identity"]} faces of each identity and {drawn["copies"]} copies of its inquiry, beside as many real photos, '
+             'of the people with the most of them, and copies of the inquiries; '
              f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
     body = f'<h1>{name}</h1>{html_summary(results)}<p class="soft">{purpose}. {about}</p><nav>{links}</nav>{body}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAR', 'one_line', 'Finding', 'Evidence', 'learns_m', 'asks_m', 'Study', 'all_cosines', 'find', 'compare', 'better',
-           'peak', 'plan', 'plan_words', 'run_studies', 'studies_table']
+           'peak', 'plan', 'plan_words', 'fitting', 'run_studies']
 
 # %% ../../nbs/75_experiment.study.ipynb #c89190ce
 import csv
@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial, reduce
 from itertools import combinations, product
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 from PIL import Image
 from matplotlib.figure import Figure
 
 from cemiface.core import (
-    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, text_table, versions, write_json,
+    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, versions, write_json,
     write_text)
 from ..recipe import (
     DRAWN, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
@@ -122,16 +121,22 @@ class Study:
         return self.needs_people or any(arm.real_directions or arm.kind in ('real', 'photos', 'group') or
             arm.inquiries == 'centres' or paired(arm) for arm in self.arms(recipe).values())
 
-    def unfit(self, recipe:Recipe)->str: # empty, where nothing is against it
-        "Why the study can't be made of a recipe"
+    def unfit(self,
+        recipe:Recipe, # of the lab
+        photos:FaceSet|None=None, # of the lab's generator, where they are read already
+    )->str: # empty, where nothing is against it
+        "Why the study can't be made"
         if self.needs_toy and recipe.faces.source != 'toy': return self.needs_toy
         if self.needs_latents and recipe.autoencoder == 'none':
             return 'it draws pixels, so there is no autoencoder that could cost any identity'
         if not learns_m(recipe) and any(asks_m(arm, recipe) for arm in self.arms(recipe).values()):
             return ('its generator is trained at one m, so scalar control at another m means nothing to it; train one '
                     'with training.m_low = -1 and loss.lam above 0')
-        most, toys = photos_needed(self.arms(recipe)), recipe.toy.identities*recipe.toy.per_identity
-        if recipe.faces.source == 'toy' and most >= toys: return f'it needs more than {most:,} training faces, and there are {toys:,}'
+        if photos is not None and not photos.identities and self.needs_labels(recipe):
+            return 'the photos have no identities; give each person a folder'
+        most, there = photos_needed(self.arms(recipe)), np.inf if photos is None else len(photos)
+        if recipe.faces.source == 'toy': there = recipe.toy.identities*recipe.toy.per_identity
+        if most and most >= there: return f'it needs more than {most:,} training photos, and there are {there:,}'
         source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values() if arm.drawn}
         compares_given = 'given' in kinds and not kinds.isdisjoint([*DRAWN, 'other'])
         if source != 'faces' and (self.needs_people or compares_given):
@@ -561,6 +566,19 @@ def make_study(
     return read_json(numbers)
 
 # %% ../../nbs/75_experiment.study.ipynb #c3749562
+def fitting(
+    studies:list[Study], # asked for
+    recipe:Recipe, # of the lab
+    photos:FaceSet|None=None, # of the lab's generator, where they are read already
+    named:bool=True, # was each asked for by its name?
+)->list[Study]:
+    "Those that can be made; says what is left out, or raises CemiFaceError where it was named"
+    against = {study.name: why for study in studies if (why := study.unfit(recipe, photos))}
+    lines = [f'study {name} cannot be made of recipe {recipe.name}: {why}' for name, why in against.items()]
+    if lines and named: raise CemiFaceError('; '.join(lines))
+    for line in lines: log(f'left out: {line}')
+    return [study for study in studies if study.name not in against]
+
 def run_studies(
     recipe:Recipe, # sizes
     out:str|Path, # folder of the lab
@@ -570,27 +588,13 @@ def run_studies(
     generator_seeds:int=1, # generators
     cpu:bool=False, # stay on the CPU
     autoencoder:Autoencoder|None=None, # that of the inputs, where it is loaded already
+    named:bool=True, # refuse a study that the photos do not fit, instead of leaving it out
 )->list[dict]: # results.json of each
     "Say the plan, and make the studies, or what is left of them; raises CemiFaceError for bad inputs"
     lab = open_lab(recipe, out, inputs, seeds, generator_seeds, cpu, autoencoder)
-    unknown = [] if lab.train.identities else [study.name for study in studies if study.needs_labels(recipe)]
-    if unknown:
-        raise CemiFaceError(f'the photos have no identities, which these studies need: {", ".join(unknown)}; '
-                            'give each person a folder, or name other studies')
-    most = max((photos_needed(study.arms(recipe)) for study in studies), default=0)
-    if most >= len(lab.train):
-        raise CemiFaceError(f'there are {len(lab.train):,} training photos, and the study photos needs more than {most:,}; '
-                            'name other studies')
+    studies = fitting(studies, recipe, lab.train, named)
     needs = plan(studies, recipe, seeds, generator_seeds, len(lab.train))
     if any(needs[k] for k in ('views', 'faces', 'epochs')):
         rates = quick_rates(recipe, lab.identity.config.arch, lab.autoencoder, lab.device)
         log(plan_words(needs, rates))
     return [make_study(study, lab) for study in studies]
-
-# %% ../../nbs/75_experiment.study.ipynb #c3c30bd0
-def studies_table(
-    results:list[dict], # from run_studies
-)->str: # text in columns
-    "One line a study"
-    lines = [[r['study'], HELD[r['held']], shorten(r['says'], 110, placeholder=' ...')] for r in results]
-    return '\n'.join(text_table(['study', 'shape', 'what was found'], lines, '<<<'))
