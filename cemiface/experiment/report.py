@@ -132,7 +132,7 @@ def set_label(
     r, # a set of results.json
 )->str:
     "How figures call a set"
-    return f'{r["control"]} {r["m"]:+.2f}' if r['control'] else r['name'].replace('_', ' ')
+    return f'{r["control"]} {r["m"]:+.2f} {r["volume"]}'.strip() if r['control'] else r['name'].replace('_', ' ')
 
 # %% ../../nbs/70_experiment.report.ipynb #n8723133
 def best_set(
@@ -146,11 +146,10 @@ def best_set(
 def accuracy_answer(results, best): # best: row of a generated set
     "How good the best set is"
     rows, seeds = {r['kind']: r for r in results['sets']}, len(best['verification']['seeds'])
-    label = f'{set_label(best)} {best["volume"]}'.strip()
-    names = dict(real='{images:,} real training photos of {identities:,} people', inquiry_copies='{images:,} copies of the {identities:,} inquiries')
+    names = dict(real='{images:,} real photos of {identities:,} people', inquiry_copies='{images:,} copies of the {identities:,} inquiries')
     beside = ' and '.join(f'{accuracy_words(rows[k])} after {name.format(**rows[k])}' for k, name in names.items() if k in rows)
-    says = (f'After training on the best generated set ({label}; {best["images"]:,} images of {best["identities"]:,} identities), a recogniser judges '
-        f'{accuracy_words(best)} of pairs of faces rightly{f", beside {beside}" if beside else ""}. The pairs show people who are not in the training '
+    says = (f'After training on the best generated set ({set_label(best)}; {best["images"]:,} images of {best["identities"]:,} identities), a '
+        f'recogniser judges {accuracy_words(best)} of pairs of faces rightly{f", beside {beside}" if beside else ""}. The pairs show people who are not in the training '
         'photos; guessing gives 50%.')
     if best['gap_ci95']:
         (low, high), gap = best['gap_ci95'], best['gap_to_real']
@@ -167,8 +166,8 @@ def privacy_answer(results, best): # best: row of a generated set
     def chance(r): return '{:.0%} (95% interval {:.0%} to {:.0%})'.format(r['leakage']['nearer'], *r['leakage']['ci95'])
     low, high = best['leakage']['ci95']
     verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {"nearer to" if low > .5 else "farther from"} the photos than strangers are'
-    says = (f'Compared with a photo of a stranger, who is in none of the training photos, a face of this set is the nearer one to them in {chance(best)} '
-        f'of cases. 50% is no difference, and less is better: {verdict}.')
+    says = (f'Compared with a photo of a stranger, who is in none of the training photos, a face of this set is the nearer one to these photos '
+        f'in {chance(best)} of cases. 50% is no difference, and less is better: {verdict}.')
     far = [r for r in results['sets'] if r['kind'] == 'generated' and r['leakage'] and r['leakage']['ci95'][0] <= .5]
     quiet = best_set(dict(sets=far))
     if quiet is None: says += ' Every set is nearer.'
@@ -194,9 +193,10 @@ def answers(
     people = f' of {photos["people"]:,} people' if photos['people'] else ''
     found['How many photos'] = (f'The generator learnt from {photos["images"]:,} photos{people}. '
         'Whether fewer would do, this run does not tell; the command "cemiface study photos" measures it.'
-        +' The face encoders learnt elsewhere, from other photos.'*(recipe['faces']['source'] == 'folder'))
-    found['What next'] = (f'The images lie in sets/{best["name"]} in the folder of the run, a folder for each identity, and its README.md says how near they '
-        'come to the photos. Train your own recogniser on them, and test it on pairs of photos of which you know whether they show one person.')
+        +' The face encoders were trained before; their photos are not counted.'*(recipe['faces']['source'] == 'folder'))
+    found['What next'] = (f'The images lie in sets/{best["name"].split()[0]} in the folder of the run, a folder for each identity, and its '
+        'README.md says how near they come to the photos. Train your own recogniser on them, and test it on '
+        'pairs of photos of which you know whether they show one person.')
     if recipe['faces']['source'] == 'folder' and recipe['inquiries']['source'] == 'faces':
         found['What next'] += (' The inquiries are photos of real people: their faces are on this page, and the sets resemble them. '
             'Before you pass anything on, draw people who do not exist, with -s inquiries.source=synthetic.')
@@ -334,29 +334,28 @@ def plot_faces(
             mine = np.flatnonzero(faces.labels == person)[:each]
             shown += [*faces.images[mine], *[blank]*(each-len(mine)), blank[..., ::4]]     # a narrow space between people
             rows += [dict(row=label, person=person, face=k, file=file_of(faces, i)) for k, i in enumerate(mine.tolist())]
-        ax.imshow(np.concatenate(shown[:-1], 2).transpose(1, 2, 0), interpolation='none')
+        smooth = 'antialiased' if faces.images.shape[-1] > 48 else 'none'
+        ax.imshow(np.concatenate(shown[:-1], 2).transpose(1, 2, 0), interpolation=smooth)
         ax.set_axis_off()
         ax.text(-.01, .5, label, transform=ax.transAxes, ha='right', va='center')
     return fig, rows
 
-
 # %% ../../nbs/70_experiment.report.ipynb #n8247393
 def plot_nearest(
     faces:FaceSet, # of a set
-    photos:FaceSet, # the training photo that is nearest to each of them
-    rows, # their files and cosine: face, training_face, cosine
-): # Figure, and the rows
+    photos:FaceSet, # training photos
+    pairs:list[dict], # rows of a face and of its nearest photo, and their cosine: face, train, cosine
+): # Figure, and the files of each pair
     "Faces of a set, above the training photos that they come nearest to"
     fig, axes = wide_axes(1.9, 2)
-    for ax, label, row in zip(axes, ('face', 'photo'), (faces, photos)):
-        ax.imshow(np.hstack(row.images.transpose(0, 2, 3, 1)), interpolation='none')
+    for ax, label, images in zip(axes, ('face', 'photo'), (faces.images[[r['face'] for r in pairs]], photos.images[[r['train'] for r in pairs]])):
+        ax.imshow(np.hstack(images.transpose(0, 2, 3, 1)), interpolation='none')
         ax.set(xticks=[], yticks=[], ylabel=label)
     side = faces.images.shape[-1]
-    axes[0].set_xticks([(k+.5)*side for k in range(len(faces))], [f'{float(r["cosine"]):.2f}' for r in rows])
+    axes[0].set_xticks([(k+.5)*side for k in range(len(pairs))], [f'{r["cosine"]:.2f}' for r in pairs])
     axes[0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
     axes[1].tick_params(bottom=False, labelbottom=False)
-    return fig, rows
-
+    return fig, [dict(face=file_of(faces, r['face']), photo=file_of(photos, r['train']), cosine=round(r['cosine'], 5)) for r in pairs]
 
 # %% ../../nbs/70_experiment.report.ipynb #c9748dd5
 STYLE = ''':root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#8884;--page:#fff;--link:#0060a8}
@@ -385,7 +384,7 @@ def html_table(
 
 # %% ../../nbs/70_experiment.report.ipynb #ca818954
 CAPTIONS = dict(
-    faces='Three inquiries on top, then one row per generated set: the first faces drawn of each inquiry.',
+    faces='Inquiries on top, then one row per generated set: the first faces drawn of each inquiry.',
     sweep='Verification accuracy of the recognisers over the similarity that the faces of their set have '
         'to the inquiries. Bars: 95% intervals, people and pairs resampled. At m = 1, both controls are the same.',
     calibration='Requested and achieved similarity: mean cosine of the faces to their inquiry, by the judge. '
@@ -411,7 +410,7 @@ def html_capacity(
     results, # results.json
 )->str: # empty, where nothing was measured
     "How separate the people of every set are, beside real ones"
-    found = {f'{set_label(r)} {r["volume"]}': r['capacity'] for r in results['sets'] if r.get('capacity')}
+    found = {set_label(r): r['capacity'] for r in results['sets'] if r.get('capacity')}
     if not found: return ''
     leak = next((r['leakage'] for r in results['sets'] if r['leakage']), None)
     real = leak and leak['nonmembers'].get('capacity')
@@ -437,7 +436,7 @@ def html_leakage(
     def cells(part): return '{mean:.3f} {q99:.3f} {above:.1%}'.format(**part).split()
     def nearer(part): return '{nearer:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]'.format(**part)
     def cells_of(part): return [*cells(part), nearer(part)]
-    rows = [[f'{set_label(r)} {r["volume"]}', *cells_of(r['leakage'])] for r in made]
+    rows = [[set_label(r), *cells_of(r['leakage'])] for r in made]
     leak = made[0]['leakage']
     rows += [['inquiries', *cells_of(leak['inquiries'])], ['non-members', *cells(leak['nonmembers']), '0.50']]
     head = 'set', 'mean', '99th percentile', 'above threshold', 'nearer than non-members'
@@ -515,7 +514,7 @@ def training_html(
     recipe, # Recipe of the run
     rows:dict[str, bytes], # label -> row of faces as JPEG
 )->str: # one self-contained page, which reloads itself every minute
-    "The page of a run whose generator is still in training; it shows photos, and the report takes its place"
+    "The page of a run whose generator is still in training; it shows photos; the report takes its place"
     def figure(label, row):
         data = base64.b64encode(row).decode()
         return (f'<figure><img alt="{label}" src="data:image/jpeg;base64,{data}">'
@@ -524,9 +523,8 @@ def training_html(
     return html_page(f'{recipe.name}: in training', f'''<meta http-equiv="refresh" content="60">
 <h1>{name}</h1><p>{about}.
 The generator is in training.</p>
-<p class="soft">Photos on top; below, what the generator draws of these people, at m = 1. The report, which comes later, does not show them.</p>
+<p class="soft">Photos on top; below, what the generator draws of these people, at m = 1. This page shows photos, so keep it to yourself.</p>
 {"".join(figure(label, row) for label, row in rows.items())}''')
-
 
 # %% ../../nbs/70_experiment.report.ipynb #n1215426
 WORDS = dict(
@@ -567,10 +565,10 @@ def report_html(
         anchor = title.lower().replace(' ', '-')
         links += f'<a href="#{anchor}">{title}</a>'
         body += f'<h2 id="{anchor}">{title}</h2>{part}'
-    seeds, drawn, made = recipe['study']['seeds'], recipe['generation'], sum(r['kind'] == 'generated' for r in results['sets'])
-    about = (f'{made} generated sets of {drawn["per_identity"]} faces of each identity and {drawn["copies"]} copies of its inquiry, beside as many real photos, '
-             'of the people with the most of them, and copies of the inquiries; '
-             f'{seeds} recogniser{"s"*(seeds > 1)} on each, all by one recipe; the last epoch is the result.')
+    seeds, copies, kinds = recipe['study']['seeds'], recipe['generation']['copies'], [r['kind'] for r in results['sets']]
+    about = (f'{kinds.count("generated")} generated sets, joined by {copies} cop{"ies" if copies != 1 else "y"} of each inquiry; beside them '
+        f'{"as many real photos, and " if "real" in kinds else ""}copies of the inquiries. {seeds} recogniser{"s"*(seeds > 1)} on each, '
+        'all by one recipe; the last epoch is the result.')
     name, purpose = html.escape(recipe['name']), html.escape(recipe['about'])
     body = f'<h1>{name}</h1>{html_summary(results)}<p class="soft">{purpose}. {about}</p><nav>{links}</nav>{body}'
     return html_page(f'{recipe["name"]}: report of a cemiface run', body)
