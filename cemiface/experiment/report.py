@@ -148,9 +148,9 @@ def accuracy_answer(results, best): # best: row of a generated set
     rows, seeds = {r['kind']: r for r in results['sets']}, len(best['verification']['seeds'])
     names = dict(real='{images:,} real photos of {identities:,} people', inquiry_copies='{images:,} copies of the {identities:,} inquiries')
     beside = ' and '.join(f'{accuracy_words(rows[k])} after {name.format(**rows[k])}' for k, name in names.items() if k in rows)
-    says = (f'After training on the best generated set ({set_label(best)}; {best["images"]:,} images of {best["identities"]:,} identities), a '
-        f'recogniser judges {accuracy_words(best)} of pairs of faces rightly{f", beside {beside}" if beside else ""}. The pairs show people who are not in the training '
-        'photos; guessing gives 50%.')
+    says = (f'After training on the best generated set ({set_label(best)}; {best["images"]:,} images of {best["identities"]:,} identities), '
+        f'a recogniser judges {accuracy_words(best)} of pairs of faces rightly{f", beside {beside}" if beside else ""}. '
+        'The pairs show people who are not in the training photos; guessing gives 50%.')
     if best['gap_ci95']:
         (low, high), gap = best['gap_ci95'], best['gap_to_real']
         verdict = 'no difference is to be seen' if low <= 0 <= high else 'the photos are better' if gap > 0 else 'the set is better'
