@@ -95,7 +95,7 @@ def conclude_sources(evidence):
     _, words, family = better(evidence, [('given', role) for role in DRAWN])
     held = jointly(*(surely_above(.03-c['hi'], .03-c['lo']) for c in family))
     real = corrected([compare(evidence, role, 'real') for role in ('given', *DRAWN)])
-    says = f'''{words} Held if given inquiries are at most three points better than either, interval and all;
+    says = f'''{words} Held if given inquiries are three points better than either at most, at the upper ends of the intervals;
         false if they are more than that. Beside real photos: {words_of(real)}.'''
     return Finding(held, says, bars(evidence.table), [*family, *real])
 
@@ -306,7 +306,7 @@ def conclude_steps(
         worse_by = dict(zip(others, family))
         held = jointly(*(no_worse(worse_by[role]['lo'], worse_by[role]['hi'], .01) for role in fewer))
         first, *names = (evidence.rows[role]['name'] for role in (most, *fewer))
-        says = f'{words} Held if {" and ".join(names)} lose at most one point against {first}, interval and all.'
+        says = f'{words} Held if {" and ".join(names)} lose one point at most against {first}, at the upper ends of the intervals.'
         return Finding(held, says, bars(evidence.table), family)
     return conclude
 
@@ -365,8 +365,8 @@ def conclude_autoencoder(evidence):
             verification loses {in_points(o)} of {before[role]["accuracy"]:.1%} (below 0 it gains).'''
     held = no_worse(own['judge']['lo'], own['judge']['hi'], .01)
     says = f'''{lab.autoencoder.name} (licence: {lab.autoencoder.licence}) at {size} pixels. For the judge
-        {words("judge")} For E_id {words("identity")} Held if the judge loses at most one point,
-        interval and all. Times are of {torch.get_num_threads()} thread(s).'''
+        {words("judge")} For E_id {words("identity")} Held if the judge loses one point at most,
+        at the upper end of the interval. Times are of {torch.get_num_threads()} thread(s).'''
     def line(role): return [dict(size=o, kept=row[role]['kept']) for o, row in rows.items()]
     lines = {name: line(role) for role, name in roles.items()}
     fig = curve(lines, 'size', xlabel='side of the encoded faces, pixels', y='kept',
