@@ -156,4 +156,4 @@ def test_photos_without_people(tmp_path, monkeypatch, capsys):
         study.run_studies(toy, tmp_path, chosen)
     assert [o.name for o in study.fitting(chosen, toy, flat.train, named=False)]==['calibration']
     assert 'left out: study m-sweep cannot be made of recipe toy: the photos have no identities' in capsys.readouterr().err
-    assert not [o for o in ('m-mixing', 'grid', 'cost', 'calibration', 'leakage') if practice.STUDIES[o].needs_labels(toy)] and not os.listdir(tmp_path)
+    assert not [o for o in ('m-mixing', 'grid', 'cost', 'calibration', 'leakage') if study.needs_labels(practice.STUDIES[o], toy)] and not os.listdir(tmp_path)

@@ -165,9 +165,10 @@ def privacy_answer(results, best): # best: row of a generated set
     "How near the best set comes to the training photos, and the best set that comes no nearer than other people"
     def chance(r): return '{:.0%} (95% interval {:.0%} to {:.0%})'.format(r['leakage']['nearer'], *r['leakage']['ci95'])
     low, high = best['leakage']['ci95']
-    verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {"nearer to" if low > .5 else "farther from"} the photos than strangers are'
-    says = (f'Compared with a photo of a stranger, who is in none of the training photos, a face of this set is the nearer one to these photos '
-        f'in {chance(best)} of cases. 50% is no difference, and less is better: {verdict}.')
+    way = 'nearer to' if low > .5 else 'farther from'
+    verdict = 'no difference is to be seen' if low <= .5 <= high else f'this set is {way} the photos than other people are'
+    says = (f'Compared with a photo of somebody who is in none of the training photos, a face of this set is the nearer one to '
+        f'these photos in {chance(best)} of cases. 50% is no difference, and less is better: {verdict}.')
     far = [r for r in results['sets'] if r['kind'] == 'generated' and r['leakage'] and r['leakage']['ci95'][0] <= .5]
     quiet = best_set(dict(sets=far))
     if quiet is None: says += ' Every set is nearer.'
@@ -528,7 +529,7 @@ The generator is in training.</p>
 
 # %% ../../nbs/70_experiment.report.ipynb #n1215426
 WORDS = dict(
-    cosine='how alike a face encoder finds two faces: 1 is the same, about 0 two strangers',
+    cosine='how alike a face encoder finds two faces: 1 is the same, about 0 two different people',
     accuracy='fraction of pairs that are judged rightly: does a pair show one person or two?',
     inquiry='a face that the generator is asked to resemble', identity='the faces drawn for one inquiry, as of one person',
     m='the similarity that is asked for, as a cosine: 1 is the inquiry itself',
