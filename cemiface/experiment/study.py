@@ -136,7 +136,7 @@ class Study:
 
 # %% ../../nbs/75_experiment.study.ipynb #n9152029
 def needs_labels(
-    study:Study,
+    study:Study, # of any kind
     recipe:Recipe, # of which its arms are made
 )->bool:
     "Must the people on the training photos be known?"
