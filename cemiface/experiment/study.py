@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image
 from matplotlib.figure import Figure
 
-from cemiface.core import (
-    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, versions, write_json,
-    write_text)
+from ..core import (
+    atomic_path, CemiFaceError, differences, log, read_json, sha256_file, versions, write_json, write_text)
 from ..recipe import (
     DRAWN, from_dict, in_toml, Inputs, load_recipe, none_to_text, Recipe, recipes, volume_counts)
 from ..runtime import hardware, resolve_precision
@@ -125,8 +124,9 @@ class Study:
             return 'its generator is trained at one m; for scalar control at another, train one with training.m_low = -1 and loss.lam above 0'
         if photos is not None and not photos.identities and needs_labels(self, recipe):
             return 'the photos have no identities; give each person a folder'
-        most = photos_needed(self.arms(recipe))
-        if photos is not None and most and len(photos) <= most: return f'it needs more than {most:,} training photos, and there are {len(photos):,}'
+        most, there = photos_needed(self.arms(recipe)), np.inf if photos is None else len(photos)
+        if recipe.faces.source == 'toy': there = recipe.toy.identities*recipe.toy.per_identity
+        if most and most >= there: return f'it needs more than {most:,} training photos, and there are {there:,}'
         source, kinds = recipe.inquiries.source, {arm.inquiries for arm in self.arms(recipe).values() if arm.drawn}
         compares_given = 'given' in kinds and not kinds.isdisjoint([*DRAWN, 'other'])
         if source != 'faces' and (self.needs_people or compares_given):
